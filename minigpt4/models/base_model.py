@@ -1,0 +1,243 @@
+"""The vision-language model every architecture shares: embed, loss, generation, weights.
+
+An architecture is two functions: ``vision_features`` (frozen: images to features) and ``project`` (what trains).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.schema import ModelConfig
+from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
+from minigpt4.conversation.encoding import Encoder
+from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.models.llm import build_llm, causal_lm
+from minigpt4.models.losses import token_losses
+from minigpt4.models.vision import VisionInfo, build_vision
+from minigpt4.models.weights import LoadReport, canonical_name, match_weights, read_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LossOutput:
+    """loss_sum: scalar float32, summed over target tokens. sample_loss [B]: the same per sample, detached."""
+
+    loss_sum: Tensor
+    sample_loss: Tensor
+    num_targets: int
+
+
+class BaseModel(nn.Module, ABC):
+    """Vision tower, projection, causal LM. Frozen parts stay in eval mode and never build a graph."""
+
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.device, self.dtype = device, dtype
+        self.visual_encoder, self.vision = build_vision(cfg, device, self._vision_dtype())
+        self.ln_vision = nn.LayerNorm(self.vision.width, device=device)  # eps 1e-5, float32
+        self.llama_model: Any = build_llm(cfg, device, dtype)
+        self.hidden_size = int(self._lm.get_input_embeddings().weight.shape[1])
+        if cfg.freeze_vit:
+            self.visual_encoder.requires_grad_(False)
+            self.ln_vision.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Self:
+        """Build, freeze, load ``cfg.ckpt``. ``dtype`` is that of frozen weights and of the arithmetic; what trains is
+        float32. The projection and LoRA start from ``seed`` whatever was drawn before."""
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            model = cls(cfg, device, dtype)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
+                log.debug("%s trains: kept in float32", name)
+        if cfg.ckpt:
+            for line in model.load_weights(read_state(Path(cfg.ckpt)), cfg.ckpt).lines():
+                log.info(line)
+        model.eval()
+        return model
+
+    @abstractmethod
+    def vision_features(self, images: Tensor) -> Tensor:
+        """images [N, 3, S, S] -> features [N, P, C']: every frozen step, what a feature cache may store."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """features [N, P, C'] -> embeddings [N, P, D] in the LM's space: what trains."""
+
+    @abstractmethod
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """The parameters ``project`` uses; a batch without images adds zero times them to its loss."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """Text to ids for this model; picklable."""
+        return self._encoder
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """Mean of the tower's image normalisation."""
+        return self.vision.mean
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """Standard deviation of the tower's image normalisation."""
+        return self.vision.std
+
+    @property
+    def _lm(self) -> Any:
+        return causal_lm(self.llama_model)
+
+    def _vision_dtype(self) -> torch.dtype:
+        named = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "auto": self.dtype}
+        if not self.cfg.freeze_vit or self.device.type == "cpu":
+            return torch.float32  # a tower that trains is a float32 master; half precision is slow on CPUs
+        return named[self.cfg.vit_precision]
+
+    def _make_encoder(self, num_image_tokens: int) -> None:
+        cfg = self.cfg
+        self._encoder = Encoder(
+            tokenizer=load_tokenizer(cfg.llama_model),
+            num_image_tokens=num_image_tokens,
+            prompt_template=cfg.prompt_template,
+            wrap=cfg.chat_template,
+            end_sym=cfg.end_sym,
+            max_txt_len=cfg.max_txt_len,
+            max_context_len=cfg.max_context_len,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode for what trains; frozen parts stay in eval mode (no dropout, no stochastic depth)."""
+        super().train(mode)
+        for name, child in self.named_children():
+            trains = any(parameter.requires_grad for parameter in child.parameters())
+            # transformers only checkpoints layers that are in train mode.
+            recomputes = name == "llama_model" and self.cfg.use_grad_checkpoint_llm
+            child.train(mode and (trains or recomputes))
+        return self
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Arithmetic in ``dtype``; nothing to do in float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """images [N, 3, S, S], or features [N, P, C'] -> embeddings [N, P, D]."""
+        if images.dim() == 4:
+            frozen = self.cfg.freeze_vit and not any(p.requires_grad for p in self._vision_parameters())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                images = self.vision_features(images)
+        return self.project(images)
+
+    def _vision_parameters(self) -> list[nn.Parameter]:
+        return [*self.visual_encoder.parameters(), *self.ln_vision.parameters()]
+
+    def embed(self, input_ids: Tensor, images: Tensor, num_image_positions: int) -> Tensor:
+        """input_ids [R, T], images of all IMAGE_TOKEN positions in order -> embeddings [R, T, D].
+
+        Raises ValueError naming both counts when positions and image features differ.
+        """
+        found = images.shape[0] * self.encoder.num_image_tokens
+        if found != num_image_positions:
+            raise ValueError(
+                f"{num_image_positions} image positions in the ids but {images.shape[0]} images give {found} features; "
+                f"each image needs exactly {self.encoder.num_image_tokens} positions"
+            )
+        is_image = input_ids == IMAGE_TOKEN
+        embeddings: Tensor = self._lm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if images.shape[0] == 0:
+            return embeddings
+        features = self.encode_images(images).to(embeddings.dtype)  # [N, P, D]
+        return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
+
+    def hidden_states(self, embeddings: Tensor, position_ids: Tensor | None) -> Tensor:
+        """embeddings [R, T, D] -> last hidden states [R, T, D].
+
+        No mask and no cache: transformers then reads packed samples off ``position_ids`` and keeps them apart (a
+        cache or an all-ones mask would let them leak into each other). Right-padded rows need neither.
+        """
+        output = self._lm.get_decoder()(
+            inputs_embeds=embeddings, position_ids=position_ids, attention_mask=None, use_cache=False
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Summed cross-entropy of the supervised positions; the head sees no other position."""
+        with self.autocast():
+            embeddings = self.embed(batch.input_ids, batch.images, batch.num_image_positions)
+            one_per_row = len(batch.lengths) == batch.input_ids.shape[0]
+            hidden = self.hidden_states(embeddings, None if one_per_row else batch.position_ids)
+            targets = shifted_labels(batch.labels)  # [R, T]
+            rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+            losses = token_losses(hidden[rows, columns], self._lm.get_output_embeddings(), targets[rows, columns])
+        loss_sum = losses.sum()
+        if batch.images.shape[0] == 0:  # keeps DDP's set of used parameters the same for text-only batches
+            loss_sum = loss_sum + sum(0.0 * parameter.float().sum() for parameter in self.projection_parameters())
+        return LossOutput(loss_sum, _per_sample(losses.detach(), rows, columns, batch), batch.num_target_tokens)
+
+    def trainable_parameters_by_name(self) -> list[tuple[str, nn.Parameter]]:
+        """(published name, parameter) of everything that trains, in a stable order."""
+        return [(canonical_name(n), p) for n, p in self.named_parameters() if p.requires_grad]
+
+    def frozen_without_file(self) -> list[tuple[str, nn.Parameter]]:
+        """Frozen tensors no file can give back (a randomly built tower): they belong into checkpoints."""
+        if self.cfg.vit_weights != "random" or not self.cfg.freeze_vit:
+            return []
+        return [(n, p) for n, p in self.named_parameters() if n.startswith(("visual_encoder.", "ln_vision."))]
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint stores: published name -> CPU copy."""
+        kept = [*self.trainable_parameters_by_name(), *self.frozen_without_file()]
+        return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in kept}
+
+    def load_weights(self, state: Mapping[str, Tensor], source: str, complete: bool = False) -> LoadReport:
+        """Copy the tensors of a file in; see ``match_weights`` for what is an error. Returns the report."""
+        parameters = {canonical_name(name): p for name, p in self.named_parameters()}
+        trained = [name for name, _ in self.trainable_parameters_by_name()]
+        values, report = match_weights(parameters, trained, state, source, complete)
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value.to(parameters[name].device))
+        return report
+
+
+def shifted_labels(labels: Tensor) -> Tensor:
+    """labels [R, T] -> what each position must predict, [R, T]; the last position predicts nothing."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
+
+
+def _per_sample(losses: Tensor, rows: Tensor, columns: Tensor, batch: Batch) -> Tensor:
+    """Token losses [n] at (rows, columns) -> sums per sample [B]."""
+    lengths = torch.tensor(batch.lengths, device=losses.device)
+    sample = rows
+    if len(batch.lengths) != batch.input_ids.shape[0]:
+        ends = lengths.cumsum(0)  # packed: one row, samples one after another
+        sample = torch.searchsorted(ends, columns, right=True)
+    return torch.zeros(len(batch.lengths), device=losses.device).index_add_(0, sample, losses)
+
+
+def merge_tokens(tokens: Tensor, info: VisionInfo, group: int = 4) -> Tensor:
+    """tokens [N, prefix + P*group, C] -> [N, P, group*C]: ``group`` consecutive raster tokens side by side."""
+    patches = tokens[:, info.num_prefix_tokens :]  # [N, P*group, C]
+    return patches.reshape(len(patches), -1, group * patches.shape[-1])
+
+
+def without_ckpt(cfg: ModelConfig) -> ModelConfig:
+    """The same model without initial weights (its own checkpoint supplies them)."""
+    return replace(cfg, ckpt="")

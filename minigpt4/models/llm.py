@@ -1,0 +1,89 @@
+"""Any causal language model of transformers, with int8/nf4 weights and LoRA."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schema import ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The causal LM with its weights in ``dtype`` (never cast up), frozen unless ``freeze_llm`` is False, with LoRA.
+
+    Raises ConfigError when the path is no language model, or a LoRA target is in no layer.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = cfg.llama_model
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"model.llama_model: '{path}' holds no config.json")
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if cfg.low_resource or cfg.load_in_4bit:
+        options["quantization_config"] = _quantisation(cfg, dtype)
+        if device.type == "cuda":  # without a GPU a device map makes bitsandbytes look for a driver
+            options["device_map"] = {"": device.index or 0}
+    try:
+        llm: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.llama_model: '{path}' is not loadable: {str(error).splitlines()[0]}") from error
+    if "quantization_config" not in options:
+        llm.to(device)
+    llm.config.use_cache = False
+    llm.requires_grad_(not cfg.freeze_llm)
+    if cfg.use_grad_checkpoint_llm:
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return llm if cfg.lora_r == 0 else _add_lora(llm, cfg)
+
+
+def _quantisation(cfg: ModelConfig, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig as _BitsAndBytesConfig
+
+    BitsAndBytesConfig: Any = _BitsAndBytesConfig
+
+    if cfg.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every call that inputs are cast
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _add_lora(llm: Any, cfg: ModelConfig) -> nn.Module:
+    """Low-rank adapters (Hu et al. 2021) on ``lora_target_modules``; matrices are fp32 masters, the base is untouched.
+
+    peft's ``prepare_model_for_kbit_training`` is not used: it casts every fp16 weight of the base to fp32.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    unknown = [target for target in cfg.lora_target_modules if target not in names]
+    if unknown:
+        raise ConfigError(
+            f"model.lora_target_modules: '{unknown[0]}' is in no layer of {cfg.llama_model}; "
+            f"found: {', '.join(sorted(names))}"
+        )
+    lora = LoraConfig(
+        r=cfg.lora_r,
+        lora_alpha=cfg.lora_alpha,
+        lora_dropout=cfg.lora_dropout,
+        target_modules=list(cfg.lora_target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(llm, lora)
+
+
+def causal_lm(llm: Any) -> Any:
+    """The transformers model inside an optional peft wrapper (its layers keep their adapters)."""
+    return llm.get_base_model() if hasattr(llm, "peft_config") else llm

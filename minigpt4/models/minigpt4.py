@@ -1,0 +1,111 @@
+"""MiniGPT-4 (Zhu et al. 2023): BLIP-2's Q-Former, or four merged visual tokens, and one linear projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.registry import registry
+from minigpt4.common.schema import ModelConfig
+from minigpt4.models.base_model import BaseModel, merge_tokens
+from minigpt4.models.generation import GenerationMixin
+from minigpt4.models.qformer import build_qformer
+from minigpt4.models.vision import check_merge
+from minigpt4.models.weights import canonical_name, find_weights, read_state
+
+BLIP2_FILE = "blip2_pretrained_flant5xxl.pth"
+
+
+@dataclass(frozen=True)
+class MiniGPT4Config(ModelConfig):
+    """Defaults of MiniGPT-4 and the keys of its Q-Former."""
+
+    arch: str = "minigpt4"
+    model_type: str = "pretrain_vicuna0"
+    max_txt_len: int = 32
+    has_qformer: bool = True
+    freeze_qformer: bool = True
+    num_query_token: int = 32
+    q_former_model: str = ""  # BLIP-2 file; "" = the published one; "random" = none
+    qformer_config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_query_token < 1:
+            raise ConfigError(f"num_query_token must be >= 1, got {self.num_query_token}")
+
+
+@registry.register("model", "minigpt4")
+class MiniGPT4(GenerationMixin, BaseModel):
+    """ViT, Q-Former (Vicuna) or merged tokens (Llama-2), linear projection, causal LM."""
+
+    Config: ClassVar[type[ModelConfig]] = MiniGPT4Config
+    cfg: MiniGPT4Config
+
+    def __init__(self, cfg: MiniGPT4Config, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(cfg, device, dtype)
+        if cfg.has_qformer:
+            self.qformer = build_qformer(self.vision.width, cfg.qformer_config).to(device)
+            width, num_tokens = int(self.qformer.config.hidden_size), cfg.num_query_token
+            self.query_tokens = nn.Parameter(torch.zeros(1, num_tokens, width, device=device).normal_(std=0.02))
+            if cfg.q_former_model != "random":
+                self._load_blip2(cfg)
+            if cfg.freeze_qformer:
+                self.qformer.requires_grad_(False)
+                self.query_tokens.requires_grad_(False)
+        else:
+            check_merge(self.vision, 4)
+            width, num_tokens = 4 * self.vision.width, self.vision.num_patches // 4
+        self.llama_proj = nn.Linear(width, self.hidden_size, device=device)
+        self._make_encoder(num_tokens)
+
+    def _load_blip2(self, cfg: MiniGPT4Config) -> None:
+        """Q-Former, query tokens and ``ln_vision`` of a BLIP-2 file; its text branch and heads are not ours."""
+        path = find_weights(cfg.q_former_model or BLIP2_FILE, "model.q_former_model")
+        state = read_state(path)
+        wanted = {canonical_name(n): p for n, p in self.named_parameters() if n.startswith(("qformer.", "ln_vision."))}
+        wanted["query_tokens"] = self.query_tokens
+        missing = sorted(set(wanted) - set(state))
+        if missing:
+            raise CheckpointError(f"{path}: {len(missing)} tensors of the Q-Former are missing, first: {missing[0]}")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                if parameter.shape != state[name].shape:
+                    raise CheckpointError(
+                        f"{path}: {name} is {list(state[name].shape)}, the model has {list(parameter.shape)}"
+                    )
+                parameter.copy_(state[name])
+
+    def vision_features(self, images: Tensor) -> Tensor:
+        """images [N, 3, S, S] -> query outputs [N, 32, 768], or merged tokens [N, P, 4C] without a Q-Former."""
+        tokens = self.ln_vision(self.visual_encoder(images.to(self._vision_dtype())).float())  # [N, 1 + patches, C]
+        if not self.cfg.has_qformer:
+            return merge_tokens(tokens, self.vision)
+        queries = self.query_tokens.expand(len(images), -1, -1)
+        attended: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
+        return attended
+
+    def project(self, features: Tensor) -> Tensor:
+        """features [N, P, C'] -> [N, P, D]."""
+        projected: Tensor = self.llama_proj(features)
+        return projected
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """Weight and bias of ``llama_proj``."""
+        return list(self.llama_proj.parameters())
+
+    def frozen_without_file(self) -> list[tuple[str, nn.Parameter]]:
+        """Adds a randomly built, frozen Q-Former."""
+        kept = super().frozen_without_file()
+        if self.cfg.has_qformer and self.cfg.freeze_qformer and self.cfg.q_former_model == "random":
+            kept += [(canonical_name(n), p) for n, p in self.named_parameters() if n.startswith("qformer.")]
+            kept.append(("query_tokens", self.query_tokens))
+        return kept
+
+    def _vision_parameters(self) -> list[nn.Parameter]:
+        parameters = super()._vision_parameters()
+        return [*parameters, *self.qformer.parameters(), self.query_tokens] if self.cfg.has_qformer else parameters

@@ -1,0 +1,54 @@
+"""MiniGPT-v2 (Chen et al. 2023): four visual tokens per LM position, LoRA on the LM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.registry import registry
+from minigpt4.common.schema import ModelConfig
+from minigpt4.models.base_model import BaseModel, merge_tokens
+from minigpt4.models.generation import GenerationMixin
+from minigpt4.models.vision import check_merge
+
+
+@dataclass(frozen=True)
+class MiniGPTv2Config(ModelConfig):
+    """Defaults of MiniGPT-v2."""
+
+    arch: str = "minigpt_v2"
+    model_type: str = "pretrain"
+    image_size: int = 448
+    lora_r: int = 64
+    prompt_template: str = "[INST] {} [/INST]"
+    max_txt_len: int = 300
+
+
+@registry.register("model", "minigpt_v2")
+class MiniGPTv2(GenerationMixin, BaseModel):
+    """ViT, four raster neighbours concatenated, linear projection, causal LM with LoRA."""
+
+    Config: ClassVar[type[ModelConfig]] = MiniGPTv2Config
+
+    def __init__(self, cfg: MiniGPTv2Config, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(cfg, device, dtype)
+        check_merge(self.vision, 4)
+        self.llama_proj = nn.Linear(4 * self.vision.width, self.hidden_size, device=device)
+        self._make_encoder(self.vision.num_patches // 4)
+
+    def vision_features(self, images: Tensor) -> Tensor:
+        """images [N, 3, S, S] -> four raster neighbours per position, [N, P, 4C]."""
+        tokens = self.ln_vision(self.visual_encoder(images.to(self._vision_dtype())).float())
+        return merge_tokens(tokens, self.vision)
+
+    def project(self, features: Tensor) -> Tensor:
+        """features [N, P, 4C] -> [N, P, D]."""
+        projected: Tensor = self.llama_proj(features)
+        return projected
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """Weight and bias of ``llama_proj``."""
+        return list(self.llama_proj.parameters())
