@@ -1,4 +1,4 @@
-"""The typed sections of a YAML file. Defaults live here (or in the subclass a name in YAML selects) and nowhere else."""
+"""The typed sections of a YAML file. Defaults live here, or in the subclass a name in YAML selects; nowhere else."""
 
 from __future__ import annotations
 

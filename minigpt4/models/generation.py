@@ -50,13 +50,13 @@ class GenerationMixin(BaseModel):
     @torch.no_grad()
     def generate_stream(self, prompt: Encoded, images: Tensor, options: GenerateOptions) -> Iterator[str]:
         """Pieces of one answer as they are generated; joined they are the answer of ``generate``."""
-        streamer = _TextStreamer(self.encoder.tokenizer, options.stop)
+        streamer, stopped = _TextStreamer(self.encoder.tokenizer, options.stop), threading.Event()
         embeddings, mask = self._left_padded([prompt], images)
         failure: list[BaseException] = []
 
         def work() -> None:
             try:
-                self._run(embeddings, mask, options, streamer)
+                self._run(embeddings, mask, options, streamer, stopped)
             except BaseException as error:  # handed to the reader below, never swallowed
                 failure.append(error)
             finally:
@@ -64,8 +64,11 @@ class GenerationMixin(BaseModel):
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:  # also when the reader leaves early: no answer goes on in the background
+            stopped.set()
+            thread.join()
         if failure:
             raise failure[0]
 
@@ -84,7 +87,14 @@ class GenerationMixin(BaseModel):
             mask[row, longest - length :] = 1
         return rows, mask
 
-    def _run(self, embeddings: Tensor, mask: Tensor, options: GenerateOptions, streamer: Any) -> Tensor:
+    def _run(
+        self,
+        embeddings: Tensor,
+        mask: Tensor,
+        options: GenerateOptions,
+        streamer: Any,
+        stopped: threading.Event | None = None,
+    ) -> Tensor:
         tokenizer = self.encoder.tokenizer
         arguments: dict[str, Any] = {
             "max_new_tokens": options.max_new_tokens,
@@ -100,8 +110,10 @@ class GenerationMixin(BaseModel):
             arguments.update(temperature=options.temperature, top_p=options.top_p)
         if options.min_new_tokens:
             arguments["min_new_tokens"] = options.min_new_tokens
-        if options.stop:
-            arguments["stopping_criteria"] = StoppingCriteriaList([_StopOnText(tokenizer, options.stop)])
+        criteria: list[StoppingCriteria] = [_StopOnText(tokenizer, options.stop)] if options.stop else []
+        if stopped is not None:
+            criteria.append(_StopOnRequest(stopped))
+        arguments["stopping_criteria"] = StoppingCriteriaList(criteria)
         was_training = self.training
         self.eval()
         try:
@@ -147,6 +159,17 @@ class _StopOnText(StoppingCriteria):
         """input_ids [B, new] -> done [B]."""
         tails = [self.tokenizer.decode(row) for row in input_ids[:, -self.window :].tolist()]
         return torch.tensor([any(s in tail for s in self.stop) for tail in tails], device=input_ids.device)
+
+
+class _StopOnRequest(StoppingCriteria):
+    """Ends all rows once somebody asked for it."""
+
+    def __init__(self, requested: threading.Event) -> None:
+        self.requested = requested
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """input_ids [B, new] -> done [B]."""
+        return torch.full((len(input_ids),), self.requested.is_set(), device=input_ids.device)
 
 
 class _TextStreamer(BaseStreamer):

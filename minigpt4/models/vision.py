@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from minigpt4.common.errors import CheckpointError, ConfigError, nearest
 from minigpt4.common.schema import ModelConfig
 from minigpt4.models.weights import find_weights, read_state
+from minigpt4.processors.base import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 EVA_FILE = "eva_vit_g.pth"
 _EVA_CLIP_G = {"patch_size": 14, "embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637}
 

@@ -1,0 +1,34 @@
+# Targets for people who train models and for people who change the code. 'make' alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install test test-all lint quickstart
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export OMP_NUM_THREADS ?= 1
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with everything the tests need; a second call does nothing
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval]'
+	touch $(STAMP)
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint ## ruff, mypy and the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: lint ## also the tests that take minutes
+	$(BIN)/python -m pytest
+
+quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
+	$(BIN)/python -m minigpt4.tools.quickstart

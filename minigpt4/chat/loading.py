@@ -1,0 +1,93 @@
+"""From a checkpoint, or a YAML file, to a model that is ready to answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.common.checkpoint import Checkpoint, read_checkpoint
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import registry
+from minigpt4.common.schema import ModelConfig, ProcessorConfig
+from minigpt4.models.generation import GenerationMixin
+from minigpt4.processors.base import ImageProcessor, ImageSpec, TextProcessor, make_image_processor, make_text_processor
+
+log = logging.getLogger(__name__)
+
+CHAT_TEMPLATES = {"pretrain_vicuna0": "vicuna_v0", "pretrain_llama2": "llama2", "pretrain": "minigpt_v2"}
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model in eval mode with what it takes to ask it: its image and question processors and its chat template."""
+
+    model: GenerationMixin
+    image_processor: ImageProcessor
+    question_processor: TextProcessor
+    template: str
+
+
+def load_assistant(
+    ckpt: str | None = None,
+    cfg_path: str | None = None,
+    options: Sequence[str] = (),
+    device: torch.device | None = None,
+    archs: Sequence[str] = (),
+    question_processor: str = "auto",
+) -> Assistant:
+    """Build the model of a checkpoint directory (or job folder), or of a YAML file.
+
+    With both, the YAML says how the model is built and the checkpoint replaces its ``model.ckpt``. archs: architectures
+    the caller can talk to; empty = all. Raises ConfigError and CheckpointError before weights load where possible.
+    """
+    if ckpt is None and cfg_path is None:
+        raise ConfigError("name a checkpoint directory (--ckpt) or a YAML file (--cfg-path)")
+    checkpoint = None if ckpt is None else read_checkpoint(ckpt)
+    source = cfg_path or str(checkpoint.config_path if checkpoint else "")
+    model_cfg = load_config(source, options, check_data=False).model
+    if archs and model_cfg.arch not in archs:
+        raise ConfigError(f"{source}: model.arch is '{model_cfg.arch}', this program talks to: {', '.join(archs)}")
+    if checkpoint is None and model_cfg.ckpt and Path(model_cfg.ckpt).is_dir():
+        checkpoint = read_checkpoint(model_cfg.ckpt)
+    model = _build(model_cfg, checkpoint, device or choose_device())
+    if question_processor == "auto":
+        question_processor = (
+            str(checkpoint.manifest.get("question_processor", "identity")) if checkpoint else "identity"
+        )
+    image = ImageSpec(model_cfg.image_size, model.image_mean, model.image_std)
+    return Assistant(
+        model,
+        make_image_processor(ProcessorConfig(name="blip2_image_eval"), image),
+        make_text_processor(ProcessorConfig(name=question_processor)),
+        CHAT_TEMPLATES.get(model_cfg.model_type, "training"),
+    )
+
+
+def _build(cfg: ModelConfig, checkpoint: Checkpoint | None, device: torch.device) -> GenerationMixin:
+    dtype = torch.float32
+    if device.type == "cuda":
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    model_class: Any = registry.get("model", cfg.arch)
+    model: GenerationMixin = model_class.from_config(
+        cfg if checkpoint is None else replace(cfg, ckpt=""), device, dtype
+    )
+    if checkpoint is not None:
+        report = model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
+        for line in report.lines():
+            log.info(line)
+    return model
+
+
+def choose_device(gpu_id: int = 0) -> torch.device:
+    """The GPU with this number where there is one, else the CPU. Raises ConfigError for a number too high."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if gpu_id >= torch.cuda.device_count():
+        raise ConfigError(f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
+    return torch.device("cuda", gpu_id)

@@ -1,0 +1,103 @@
+"""Command line: ``minigpt4 train`` and ``minigpt4 chat``. Heavy imports happen after the arguments are read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``train.py``, the same ones as in MiniGPT-4."""
+    parser.add_argument("--cfg-path", required=True, metavar="FILE", help="YAML file with model, datasets and run")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings over the file's: run.init_lr=1e-5"
+    )
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from a checkpoint or job folder; auto = newest job of this name"
+    )
+
+
+def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None) -> int:
+    """Run one training on this rank; returns the exit code. Raises MiniGPT4Error for mistakes of the user."""
+    # must be set before CUDA is initialised: rows differ in length, and fixed segments would fragment the memory
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked
+
+    from minigpt4 import catalog
+    from minigpt4.common import dist
+    from minigpt4.common.config import load_config
+    from minigpt4.common.logger import setup_logging
+    from minigpt4.common.registry import registry
+
+    setup_logging(is_main=int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0)
+    catalog.load()
+    overrides = [*options, *([] if resume is None else [f"run.resume_ckpt_path={resume}"])]
+    cfg = load_config(cfg_path, overrides)
+    if not cfg.run.job_name:
+        cfg = replace(cfg, run=replace(cfg.run, job_name=Path(cfg_path).stem))
+    context = dist.init(cfg.run)
+    try:
+        code: int = registry.get("runner", cfg.run.runner)(cfg, context).train()
+    finally:
+        context.close()
+    return code
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    """What ``train.py`` does with its arguments; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a model described by a YAML file.")
+    add_train_arguments(parser)
+    given = parser.parse_args(arguments)
+    return report_errors(lambda: train(given.cfg_path, given.options, given.resume))
+
+
+def report_errors(action: Callable[[], int]) -> int:
+    """The exit code of ``action``; a user's mistake is printed line by line, without a traceback, and gives 2."""
+    from minigpt4.common.errors import MiniGPT4Error
+
+    try:
+        return action()
+    except MiniGPT4Error as error:
+        rank = f"[rank {os.environ.get('RANK', '0')}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        for line in str(error).splitlines():
+            print(f"{rank}error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``minigpt4`` command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["chat"]:  # reads its own flags, --help included
+        return chat_command(arguments[1:])
+    parser = argparse.ArgumentParser(prog="minigpt4", description="Fine-tune and try vision-language models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_train_arguments(commands.add_parser("train", help="train a model described by a YAML file"))
+    commands.add_parser("chat", help="talk to a model about images")
+    given = parser.parse_args(arguments)
+    return report_errors(lambda: train(given.cfg_path, given.options, given.resume))
+
+
+def chat_command(arguments: Sequence[str], prog: str = "minigpt4 chat", archs: Sequence[str] = ()) -> int:
+    """What the chat programs do with their arguments; returns the exit code."""
+    from minigpt4.chat import command_line
+
+    given = command_line.parse(arguments, prog)
+
+    def chat() -> int:
+        from minigpt4 import catalog
+
+        catalog.load()
+        return command_line.run(given, archs)
+
+    return report_errors(chat)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

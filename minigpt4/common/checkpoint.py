@@ -1,0 +1,245 @@
+"""Checkpoint directories: written whole or not at all, complete or refused.
+
+::
+
+    <job>/checkpoints/step_<n>/model.safetensors     trained tensors, canonical names
+                               config.yaml           resolved configuration
+                               manifest.json         versions, metrics, data fingerprints, sizes of the files
+                               resume/optimizer.pt   tensors and plain types only (read with weights_only)
+                               resume/state.json     counters, loss scaler
+    <job>/checkpoints/last, best                     links to a step
+
+Nothing here runs code from a file (no unrestricted pickle).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt4.common.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
+OPTIMIZER = "resume/optimizer.pt"
+STATE = "resume/state.json"
+LAST = "last"
+BEST = "best"
+
+_STEP = re.compile(r"step_(\d+)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk; tensors are read when asked for."""
+
+    path: Path
+    step: int
+    manifest: dict[str, Any]
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration of the run that wrote it."""
+        return self.path / CONFIG
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether optimiser state and counters are there, not weights alone."""
+        return OPTIMIZER in self.manifest["files"]
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """Canonical name -> tensor on the CPU. Raises CheckpointError when the file is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.path / WEIGHTS)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path / WEIGHTS}: not a readable safetensors file ({error})") from error
+
+    def load_resume(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Optimiser state by parameter name, and the counters. Raises CheckpointError when there is none."""
+        if not self.can_resume:
+            raise CheckpointError(f"{self.path}: holds weights only (no resume/); use model.ckpt to start from it")
+        try:
+            optimizer = torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"{self.path / OPTIMIZER}: not readable ({str(error).splitlines()[0]})") from error
+        return optimizer, _read_json(self.path / STATE)
+
+
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    *,
+    weights: Mapping[str, Tensor],
+    config_text: str,
+    manifest: Mapping[str, Any],
+    resume: Mapping[str, Any] | None,
+    keep_last: int,
+    is_best: bool = False,
+) -> Path:
+    """Write ``directory/step_<step>``, move ``last`` (and ``best``), delete old steps. Called on rank 0.
+
+    resume: {"optimizer": state by name, "state": counters}, or None for weights alone.
+    keep_last: how many steps stay besides the one ``best`` names; 0 keeps all.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(directory)
+    final = directory / f"step_{step}"
+    draft = directory / f".writing_step_{step}_{os.getpid()}"
+    draft.mkdir()
+    _write_files(draft, weights, config_text, resume)
+    files = {str(file.relative_to(draft)): file.stat().st_size for file in sorted(draft.rglob("*")) if file.is_file()}
+    content = {**manifest, "format": FORMAT, "step": step, "files": files}
+    write_atomically(draft / MANIFEST, json.dumps(content, indent=1))
+    if resume is not None:
+        _sync(draft / "resume")
+    _sync(draft)
+    if final.exists():  # the same step again, after a resume: the old one leaves by a rename, not file by file
+        final.rename(directory / f".old_step_{step}_{os.getpid()}")
+    draft.rename(final)
+    _sync(directory)
+    _link(directory / LAST, final.name)
+    if is_best:
+        _link(directory / BEST, final.name)
+    _remove_leftovers(directory)
+    _retain(directory, keep_last)
+    return final
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint directory, a link to one, or a job folder (its last checkpoint).
+
+    Raises CheckpointError that names what is missing or has the wrong size.
+    """
+    given = Path(path)
+    if given.is_file():
+        raise CheckpointError(
+            f"checkpoint '{given}': is a file, expected a directory; to start from weights use model.ckpt"
+        )
+    if not given.is_dir():
+        raise CheckpointError(f"checkpoint '{given}': no such directory")
+    folder = given.resolve()
+    if (folder / "checkpoints").is_dir():
+        found = find_last(folder)
+        if found is None:
+            raise CheckpointError(f"job folder '{given}': holds no complete checkpoint")
+        return found
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"checkpoint '{given}': incomplete, {MANIFEST} is missing")
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"checkpoint '{given}': format {manifest.get('format')!r} is unknown, known: {FORMAT}")
+    problems = []
+    for name, size in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != size:
+            problems.append(f"{name} has {file.stat().st_size} bytes, expected {size}")
+    problems += [f"{name} is missing" for name in (WEIGHTS, CONFIG) if name not in manifest["files"]]
+    if problems:
+        raise CheckpointError(f"checkpoint '{given}': incomplete, " + "; ".join(problems))
+    return Checkpoint(folder, int(manifest["step"]), manifest)
+
+
+def find_last(job_dir: Path) -> Checkpoint | None:
+    """The complete checkpoint of a job with the highest step; incomplete and temporary ones are passed over."""
+    for step in sorted(_steps(job_dir / "checkpoints"), reverse=True):
+        try:
+            return read_checkpoint(job_dir / "checkpoints" / f"step_{step}")
+        except CheckpointError as error:
+            log.warning("skipped: %s", error)
+    return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``: readers see the old file or the whole new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _write_files(
+    draft: Path, weights: Mapping[str, Tensor], config_text: str, resume: Mapping[str, Any] | None
+) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+    (draft / CONFIG).write_text(config_text, encoding="utf-8")
+    if resume is not None:
+        (draft / "resume").mkdir()
+        torch.save(resume["optimizer"], draft / OPTIMIZER)
+        (draft / STATE).write_text(json.dumps(resume["state"], indent=1), encoding="utf-8")
+    for file in draft.rglob("*"):
+        if file.is_file():
+            _sync(file)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a directory entry to the disk, so that a rename never outruns its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(link: Path, target: str) -> None:
+    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target, target_is_directory=True)
+    os.replace(draft, link)
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    matches = [(_STEP.fullmatch(entry.name), entry) for entry in directory.iterdir()]
+    return [int(match[1]) for match, entry in matches if match and entry.is_dir()]
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Delete what a killed write left behind (rank 0 is the only writer of a job)."""
+    for pattern in (".writing_step_*", ".old_step_*"):
+        for folder in directory.glob(pattern):
+            shutil.rmtree(folder)
+
+
+def _retain(directory: Path, keep_last: int) -> None:
+    if keep_last <= 0:
+        return
+    linked = {os.readlink(directory / name) for name in (LAST, BEST) if (directory / name).is_symlink()}
+    for step in sorted(_steps(directory), reverse=True)[keep_last:]:
+        if f"step_{step}" not in linked:
+            shutil.rmtree(directory / f"step_{step}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

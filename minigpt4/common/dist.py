@@ -1,0 +1,155 @@
+"""Ranks and devices: the only file that talks to torch.distributed (torchrun and SLURM; gloo on CPU, nccl on GPU)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schema import RunConfig
+
+TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for each other: longer than any validation, short enough that a dead rank ends the job."""
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process among its peers. With ``world_size`` 1 every method works without a process group."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes files."""
+        return self.rank == 0
+
+    def sum(self, value: int | float | Sequence[int] | Tensor) -> Tensor:
+        """Sum over ranks, on ``device`` (int64 for integers, float64 for floats); the host does not wait."""
+        if isinstance(value, Tensor):
+            total = value.detach().to(self.device, copy=True)
+        elif isinstance(value, int | float):
+            # a fill kernel: copying a host scalar to a GPU would wait for the queue
+            dtype = torch.int64 if isinstance(value, int) else torch.float64
+            total = torch.full((), value, dtype=dtype, device=self.device)
+        else:
+            total = torch.stack([torch.full((), item, dtype=torch.int64, device=self.device) for item in value])
+        if self.world_size > 1:
+            torch_dist.all_reduce(total)
+        return total
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        torch_dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        if self.world_size > 1:
+            torch_dist.barrier()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """``model`` with gradients averaged over ranks; the same object when there is one rank.
+
+        Every trainable parameter takes part in every forward (a text-only batch adds 0 * projection), so unused
+        parameters are not searched for; frozen buffers are equal from the start and are not sent again.
+        """
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            find_unused_parameters=False,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world_size > 1 and torch_dist.is_initialized():
+            torch_dist.destroy_process_group()
+
+
+def sync_gradients(model: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
+    """Forward and backward inside: gradients are reduced over ranks only when ``enabled``."""
+    if enabled or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+def init(run: RunConfig) -> DistContext:
+    """Find this process's place (torchrun or srun), join the group. Raises ConfigError for an absent device."""
+    rank, world_size, local_rank = _place(os.environ)
+    if world_size > 1 and not run.distributed:
+        raise ConfigError(f"run.distributed is False, but {world_size} processes were started; set it to True")
+    device = _device(run.device, local_rank)
+    if world_size > 1:
+        torch_dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=run.dist_url,
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+            device_id=device if device.type == "cuda" else None,
+        )
+    return DistContext(rank, world_size, local_rank, device)
+
+
+def single(device: str = "auto") -> DistContext:
+    """One process without peers, whatever the environment says (tools, chat, tests)."""
+    return DistContext(0, 1, 0, _device(device, 0))
+
+
+def _place(env: Mapping[str, str]) -> tuple[int, int, int]:
+    """rank, world size, local rank from torchrun's variables, else from srun's, else one process."""
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+    # srun sets the step's size; a batch script that starts python itself has SLURM_PROCID but is one process
+    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR") or _first_node(env))
+        os.environ.setdefault("MASTER_PORT", str(15000 + int(env.get("SLURM_JOB_ID", "0")) % 15000))
+        return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_LOCALID", "0"))
+    return 0, 1, 0
+
+
+def _first_node(env: Mapping[str, str]) -> str:
+    """The first host of a SLURM list: 'a[03-07,09],b1' -> 'a03'."""
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+    match = re.match(r"([^\[,]+)(?:\[([^,\-\]]+))?", nodes)
+    return f"{match[1]}{match[2] or ''}" if match else nodes
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if has_cuda else "cpu"
+    if name.split(":")[0] not in ("cuda", "cpu"):
+        raise ConfigError(f"run.device must be auto, cuda or cpu; got '{name}'")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not has_cuda:
+        raise ConfigError(f"run.device is '{name}', but no CUDA device is usable here; set run.device to cpu or auto")
+    if name == "cuda":
+        # a launcher that gives each process one visible GPU calls it 0 everywhere
+        index = 0 if torch.cuda.device_count() == 1 else local_rank
+        name = f"cuda:{index}"
+    device = torch.device(name)
+    if device.index is None or device.index >= torch.cuda.device_count():
+        raise ConfigError(f"device '{name}' does not exist; {torch.cuda.device_count()} GPUs are visible")
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,120 @@
+"""One section of a file -> the frozen dataclass that owns it, with every mistake collected."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import types
+import typing
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minigpt4.common.errors import ConfigError, nearest
+from minigpt4.common.yaml_source import Problems, Source, literal
+
+
+def build_section(
+    cls: type[Any], layers: Sequence[tuple[Source, str, Mapping[str, Any]]], prefix: str, problems: Problems
+) -> Any | None:
+    """Merges ``layers`` (later wins) over ``cls``; None when its own checks cannot be passed.
+
+    A layer is a source, the key in it where the section starts, and the values. Mistakes go to ``problems`` under
+    ``prefix``; a wrong value counts as absent, so that the rest of the section is still checked.
+    """
+    kept = [_without_mistakes(cls, source, start, values, prefix, problems) for source, start, values in layers]
+    base = _structured(typing.cast(Hashable, cls))
+    while True:
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(base, literal(merge_values(kept))))
+        except ConfigError as error:  # from a __post_init__; its message names the key
+            words = re.findall(r"\w+", str(error))
+            key = next((word for word in words if any(word in values for values in kept)), "")
+            owners = [index for index, values in enumerate(kept) if key in values]
+            source, start, _ = layers[owners[-1] if owners else -1]
+            name = _below(start, key) if owners else start
+            problems.add(source.where(name), f"{prefix}.{key}" if owners else prefix, str(error))
+            if not owners:
+                return None
+            for values in kept:
+                values.pop(key, None)
+
+
+def merge_values(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One mapping of all layers: mappings are merged at every depth, anything else is replaced by the later layer."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            known = result.get(key)
+            if isinstance(known, dict) and isinstance(value, Mapping):
+                result[key] = merge_values([known, value])
+            else:
+                result[key] = value
+    return result
+
+
+def _without_mistakes(
+    cls: type[Any], source: Source, start: str, values: Mapping[str, Any], prefix: str, problems: Problems
+) -> dict[str, Any]:
+    """``values`` without unknown keys and wrong types; those are reported."""
+    if _fits(cls, values):
+        return dict(values)
+    hints: dict[str, Any] = typing.get_type_hints(cls)
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        where, name = source.where(_below(start, key)), f"{prefix}.{key}"
+        hint = hints.get(key)
+        if hint is None:
+            problems.add(where, name, f"unknown key{nearest(key, hints)}; allowed: {', '.join(hints)}")
+        elif value is None and (dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (dict, list)):
+            kept[key] = {} if typing.get_origin(hint) is not list else []
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            kept[key] = _without_mistakes(hint, source, _below(start, key), value, name, problems)
+        elif _fits(cls, {key: value}):
+            kept[key] = value
+        else:
+            found = "nothing (null)" if value is None else f"{value!r} ({_kind(value)})"
+            problems.add(where, name, f"found {found}, expected {describe(hint)}")
+    return kept
+
+
+def _below(start: str, key: str) -> str:
+    return f"{start}.{key}" if start else key  # a card starts at its root
+
+
+@functools.cache
+def _structured(cls: Hashable) -> DictConfig:
+    base = OmegaConf.structured(cls)
+    assert isinstance(base, DictConfig)
+    return base  # merging copies it
+
+
+def _fits(cls: type[Any], values: Mapping[str, Any]) -> bool:
+    try:
+        OmegaConf.merge(_structured(typing.cast(Hashable, cls)), literal(values))
+    except (OmegaConfBaseException, TypeError):  # TypeError: a list where a mapping belongs
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", int: "integer", float: "number", bool: "true/false", dict: "mapping", list: "list"}
+    return names.get(type(value), type(value).__name__)
+
+
+def describe(hint: Any) -> str:
+    """A type as a user reads it: 'integer', 'list of text', 'number or null'."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(describe(part) for part in typing.get_args(hint))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(part) for part in typing.get_args(hint))
+    if origin is list:
+        return f"a list of {describe(typing.get_args(hint)[0])}"
+    if origin is dict or dataclasses.is_dataclass(hint):
+        return "a mapping"
+    names = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

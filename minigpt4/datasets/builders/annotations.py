@@ -1,0 +1,142 @@
+"""Annotation files beside a folder of pictures: the builder of most data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.registry import registry
+from minigpt4.datasets.annotations import Annotations, Record, check_file, read_annotations
+from minigpt4.datasets.builders.base import DatasetBuilder
+from minigpt4.datasets.formats import EmotionMapping, num_images
+from minigpt4.datasets.map_dataset import AnnotationDataset, ImageFinder, Recipe, map_fields, split_indices
+
+_SAME_FILE = {  # published under both names
+    "multi_task_conversation.json": "multitask_conversation.json",
+    "multitask_conversation.json": "multi_task_conversation.json",
+}
+
+
+@dataclass(frozen=True)
+class AnnotationInfo:
+    """``build_info`` of annotation files.
+
+    ``image_names``: patterns for file names below ``image_path``, with fields of the record in braces; the first that
+    exists is read. ``label_ratio`` and ``question_diversity_factor`` belong to the format 'mapping'.
+    """
+
+    ann_path: str | list[str] = ""
+    image_path: str = ""
+    image_names: list[str] = field(default_factory=list)
+    label_ratio: float = 0.5
+    question_diversity_factor: float = 1.0
+
+
+@registry.register("builder", "annotations")
+class AnnotationsBuilder(DatasetBuilder):
+    """JSON, JSON lines or CSV at ``ann_path``; pictures below ``image_path``."""
+
+    Info: ClassVar[type[Any]] = AnnotationInfo
+    required: ClassVar[tuple[str, ...]] = ("ann_path",)
+
+    def check_data(self) -> list[str]:
+        """Files, columns, a spread of records and their pictures, of the training split and of ``val.ann_path``."""
+        problems = self._image_path_problems()
+        problems += self._split_problems("train", "build_info.ann_path", not problems)
+        if self.cfg.val.ann_path:
+            problems += self._split_problems("val", "val.ann_path", not problems)
+        return problems
+
+    def build(self, split: str) -> AnnotationDataset:
+        """Records of the split; with ``val.fraction`` the training split is what is left."""
+        annotations, finder = self.read(split), self.finder()
+        recipe = self._recipe_of(annotations, finder, split)
+        indices = None
+        if self.cfg.val.fraction > 0:
+            indices = split_indices(annotations, recipe, finder, self.cfg, split)
+        elif split == "val" and not self.cfg.val.ann_path:
+            hint = "write val: {fraction: 0.1} or val: {ann_path: ...}"
+            raise DataError(f"dataset '{self.cfg.name}': no val split; {hint}")
+        self.log_format(finder.named(map_fields(annotations[0], self.cfg.fields)), annotations.layout)
+        return AnnotationDataset(self.cfg, recipe, annotations, finder, indices)
+
+    def read(self, split: str) -> Annotations:
+        """All records of the split's files."""
+        return read_annotations(self.ann_paths(split))
+
+    def ann_paths(self, split: str) -> list[Path]:
+        """The split's annotation files. Raises DataError for a missing one."""
+        if split == "val" and self.cfg.val.ann_path:
+            return [Path(self.cfg.val.ann_path)]
+        given = self.info().ann_path
+        paths = [Path(path) for path in ([given] if isinstance(given, str) else given)]
+        return [_existing(path) for path in paths]
+
+    def finder(self) -> ImageFinder:
+        """Where pictures lie."""
+        info = self.info()
+        return ImageFinder(Path(info.image_path) if info.image_path else None, tuple(info.image_names))
+
+    def recipe(self, record: Record, split: str, layout: str = "records") -> Recipe:
+        """As for every builder; the emotion format also takes its two numbers from ``build_info``."""
+        recipe = super().recipe(record, split, layout)
+        if not isinstance(recipe.format, EmotionMapping):
+            return recipe
+        info = self.info()
+        ratio = min(1.0, max(0.0, info.label_ratio))
+        diversity = info.question_diversity_factor
+        return replace(recipe, format=replace(recipe.format, label_ratio=ratio, question_diversity_factor=diversity))
+
+    def _recipe_of(self, annotations: Annotations, finder: ImageFinder, split: str) -> Recipe:
+        try:
+            first = finder.named(map_fields(annotations[0], self.cfg.fields))
+        except DataError as error:
+            raise DataError(f"{annotations.where(0)}: {error}") from None
+        return self.recipe(first, split, annotations.layout)
+
+    def _image_path_problems(self) -> list[str]:
+        given = self.info().image_path
+        if given and not Path(given).is_dir():
+            kind = "is a file, expected a directory" if Path(given).exists() else "not found"
+            return [f"build_info.image_path: '{given}' {kind}"]
+        return []
+
+    def _split_problems(self, split: str, key: str, look_for_images: bool) -> list[str]:
+        try:
+            annotations, finder = self.read(split), self.finder()
+            recipe = self._recipe_of(annotations, finder, split)
+        except DataError as error:
+            return [f"{key}: {error}"]
+        dataset = AnnotationDataset(self.cfg, recipe, annotations, finder)
+        seen = []
+
+        def look(index: int) -> None:
+            try:
+                record = dataset.record(index)
+                recipe.turns(record, Random(0))
+                seen.append(num_images(record))
+                if look_for_images:
+                    finder.find(recipe.mapped(annotations[index]))
+            except DataError as error:
+                raise DataError(f"{annotations.where(index)}: {error}") from None
+
+        problems = self.spot_check(len(dataset), look)
+        if not problems and self.info().image_path and not any(seen) and not self._is_text():
+            columns = ", ".join(map(str, annotations[0]))
+            hint = f"write fields: {{image: one of {columns}}}, or data_type: text"
+            problems.append(f"build_info.image_path is set, but records name no image; {hint}")
+        return problems
+
+    def _is_text(self) -> bool:
+        return self.cfg.format in ("text", "unnatural_instruction") or self.cfg.data_type == "text"
+
+
+def _existing(path: Path) -> Path:
+    other = _SAME_FILE.get(path.name)
+    if other and not path.exists() and path.with_name(other).is_file():
+        return path.with_name(other)
+    check_file(path)
+    return path

@@ -1,0 +1,70 @@
+"""The face data sets: ShareGPT4V's faces, GPT-4V's answers by section, emotions as a mapping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from minigpt4.common.registry import registry
+from minigpt4.common.schema import DatasetConfig
+from minigpt4.datasets.annotations import Annotations, read_annotations
+from minigpt4.datasets.builders.annotations import AnnotationInfo, AnnotationsBuilder
+
+
+@dataclass(frozen=True)
+class ShareGPTFaceConfig(DatasetConfig):
+    """Conversations about pictures from many sources."""
+
+    builder: str = "ShareGPT_Face"
+    format: str = "conversation"
+
+
+@registry.register("builder", "ShareGPT_Face")
+class ShareGPT_Face(AnnotationsBuilder):
+    """ShareGPT4V records; ``image`` is a path below the folder that holds coco/, llava/, sam/ and the others."""
+
+    Config: ClassVar[type[DatasetConfig]] = ShareGPTFaceConfig
+
+
+@dataclass(frozen=True)
+class FaceGPT4VisionConfig(DatasetConfig):
+    """Conversations in named sections."""
+
+    builder: str = "FaceGPT4Vision"
+    format: str = "conversation"
+
+
+@dataclass(frozen=True)
+class SectionInfo(AnnotationInfo):
+    """``subsets_prompts``: the sections to train on. Those that judge race, gender or skin are used when named only."""
+
+    subsets_prompts: list[str] = field(default_factory=list)
+
+
+@registry.register("builder", "FaceGPT4Vision")
+class FaceGPT4Vision(AnnotationsBuilder):
+    """``{"section": [records]}``; the sections of ``subsets_prompts`` in that order, spaces around names ignored."""
+
+    Config: ClassVar[type[DatasetConfig]] = FaceGPT4VisionConfig
+    Info: ClassVar[type[Any]] = SectionInfo
+    required: ClassVar[tuple[str, ...]] = ("ann_path", "subsets_prompts")
+
+    def read(self, split: str) -> Annotations:
+        """Records of the chosen sections. Raises DataError for an unknown one and for an empty choice."""
+        sections = [name.strip() for name in self.info().subsets_prompts]
+        return read_annotations(self.ann_paths(split), list(dict.fromkeys(sections)))
+
+
+@dataclass(frozen=True)
+class RealisticEmotionsConfig(DatasetConfig):
+    """Image path -> text that begins with the emotion."""
+
+    builder: str = "RealisticEmotions"
+    format: str = "mapping"
+
+
+@registry.register("builder", "RealisticEmotions")
+class RealisticEmotions(AnnotationsBuilder):
+    """``{"image path": "Happy, ..."}``; ``build_info`` takes label_ratio and question_diversity_factor."""
+
+    Config: ClassVar[type[DatasetConfig]] = RealisticEmotionsConfig

@@ -1,0 +1,239 @@
+"""A record becomes turns. YAML names a format; a new one is a function of a few lines.
+
+Every format writes prompts as published checkpoints were trained on them: ``<Img><ImageHere></Img> question `` with a
+space at the end, later questions of a conversation ``question ``, questions without a picture ``question``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from minigpt4.common.errors import DataError
+from minigpt4.common.registry import registry
+from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Turn
+
+Format = Callable[[Mapping[str, Any], Sequence[str], Random], tuple[Turn, ...]]
+"""record, prompts, rng -> turns. Raises DataError that names the field; the caller adds where the record is."""
+
+PROMPT_ROOT = Path(__file__).resolve().parent.parent / "configs" / "prompts"
+_TAG = "<image>"
+_ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
+
+
+def num_images(record: Mapping[str, Any]) -> int:
+    """Pictures a record names: ``images`` (a list), or ``image``."""
+    if record.get("images"):
+        return len(record["images"])
+    return 1 if record.get("image") else 0
+
+
+def with_images(question: str, count: int) -> str:
+    """The prompt of an instruction on ``count`` pictures. A question that places IMAGE_TAG itself stays as it is."""
+    if IMAGE_TAG in question or count == 0:
+        return question
+    return " ".join([IMAGE_PROMPT] * count + [question]) + " "
+
+
+def text_field(record: Mapping[str, Any], key: str) -> str:
+    """``record[key]`` as text. Raises DataError when it is missing, empty, or no text or number."""
+    if key not in record:
+        raise DataError(f"has no field '{key}'; found: {', '.join(map(str, record))}; map it: fields: {{{key}: ...}}")
+    value = record[key]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise DataError(f"field '{key}' holds {value!r}, expected text")
+    if not str(value).strip():
+        raise DataError(f"field '{key}' is empty")
+    return str(value)
+
+
+@registry.register("format", "conversation")
+def conversation(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """LLaVA and ShareGPT4V records: ``conversations`` of from/value pairs; every answer is trained."""
+    said = record.get("conversations")
+    if not isinstance(said, list) or not said:
+        keys = ", ".join(map(str, record))
+        raise DataError(f"has no 'conversations'; found: {keys}; question and answer fields are format 'vqa'")
+    _check_roles(said)
+    texts = [str(item["value"]) for item in said]
+    empty = next((number for number, text in enumerate(texts) if number % 2 and not text.strip()), None)
+    if empty is not None:
+        raise DataError(f"conversations: the answer at position {empty} is empty")
+    questions = _placed(texts[::2], num_images(record))
+    return tuple(Turn(question, answer) for question, answer in zip(questions, texts[1::2], strict=True))
+
+
+def _check_roles(said: Sequence[Any]) -> None:
+    """An odd conversation would train a wrong answer, a swapped one would train the questions."""
+    for number, item in enumerate(said):
+        if not isinstance(item, dict) or "from" not in item or not isinstance(item.get("value"), str):
+            raise DataError(f"conversations: position {number} holds {item!r}, expected {{'from': ..., 'value': text}}")
+        if _ROLES.get(item["from"]) != number % 2:
+            expected = "gpt" if number % 2 else "human"
+            raise DataError(f"conversations: position {number} is from '{item['from']}', expected '{expected}'")
+    if len(said) % 2:
+        raise DataError(f"conversations: {len(said)} entries; the last question has no answer")
+
+
+def _placed(questions: Sequence[str], count: int) -> list[str]:
+    """Questions with their pictures.
+
+    One picture stands in front of the first question, wherever its tag was, as in MiniGPT-4. Several keep their places;
+    without any tag they all stand in front.
+    """
+    tags = [text.count(_TAG) for text in questions]
+    in_place = sum(tags) > 0 and (count > 1 or any(tags[1:]))
+    if (in_place or count == 0) and sum(tags) != count:
+        raise DataError(f"has {count} images but {sum(tags)} {_TAG} tags")
+    first = _one_line(questions[0], IMAGE_PROMPT if in_place else "")
+    if IMAGE_TAG in first and count and not in_place:
+        raise DataError(f"the text itself holds '{IMAGE_TAG}'")
+    prompts = [first + " " if tags[0] and in_place else with_images(first, 0 if in_place else count)]
+    for text, has_tag in zip(questions[1:], tags[1:], strict=True):
+        prompts.append((_one_line(text, IMAGE_PROMPT) if has_tag else text) + " ")
+    return prompts
+
+
+def _one_line(text: str, image: str) -> str:
+    """``text`` without newlines; each tag becomes ``image``. A newline beside a removed tag leaves no space behind.
+
+    MiniGPT-4 deletes newlines and glues words; here they become one space.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        before, after = (" " if part else "" for part in match.groups())
+        return before + image + after if image else before or after
+
+    return re.sub(r"\n+", " ", re.sub(rf"(\n*){_TAG}(\n*)", replaced, text)).strip()
+
+
+@registry.register("format", "caption")
+def caption(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """Picture and ``caption``; without prompts the picture alone is the prompt (stage 1 of MiniGPT-4)."""
+    answer = text_field(record, "caption")
+    if not num_images(record):
+        raise DataError("has no image; a caption needs one")
+    return (Turn(with_images(rng.choice(prompts), num_images(record)) if prompts else IMAGE_TAG, answer),)
+
+
+@registry.register("format", "vqa")
+def vqa(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """``question`` and ``answer`` (a list: one is drawn). Prompts are templates with ``{}`` for the question."""
+    question = text_field(record, "question")
+    if prompts:
+        template = rng.choice(prompts)
+        if template.count("{}") != 1:
+            raise DataError(f"prompts: '{template}' must hold '{{}}' once, where the question goes")
+        question = template.replace("{}", question)
+    answers = record.get("answer")
+    chosen = {"answer": rng.choice(answers)} if isinstance(answers, list) and answers else record
+    return (Turn(with_images(question, num_images(record)), text_field(chosen, "answer")),)
+
+
+@registry.register("format", "classification")
+def classification(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """One of the ``prompts`` asks, ``label`` is the answer."""
+    if not prompts:
+        raise DataError("format 'classification' needs prompts: [\"What emotion does this face show?\"]")
+    return (Turn(with_images(rng.choice(prompts), num_images(record)), text_field(record, "label")),)
+
+
+@registry.register("format", "text")
+def text(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """``question`` and ``answer`` without a picture."""
+    return (Turn(text_field(record, "question"), text_field(record, "answer")),)
+
+
+@registry.register("format", "unnatural_instruction")
+def unnatural_instruction(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """Records of Unnatural Instructions: the first of ``instances``; constraints are appended even when 'None.'."""
+    instances = record.get("instances")
+    if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
+        raise DataError(f"has no 'instances' list; found: {', '.join(map(str, record))}")
+    constraints = instances[0].get("constraints")
+    question = text_field(instances[0], "instruction_with_input")
+    return (Turn(question if constraints is None else f"{question} {constraints}", text_field(instances[0], "output")),)
+
+
+@cache
+def prompt_lines(name: str) -> tuple[str, ...]:
+    """Lines of a shipped prompt list, empty ones left out."""
+    lines = (PROMPT_ROOT / name).read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+@dataclass(frozen=True)
+class EmotionMapping:
+    """Entries ``image path -> text`` whose text begins with an emotion (RealisticEmotions).
+
+    With probability ``label_ratio`` a question for the emotion alone is asked and the label is the answer, else a
+    description is asked for and the whole text is the answer. ``question_diversity_factor``: share of each question
+    list in use. With ``prompts`` these ask, and the whole text is the answer.
+    """
+
+    label_ratio: float = 0.5
+    question_diversity_factor: float = 1.0
+    label_questions: Sequence[str] = field(default_factory=lambda: prompt_lines("emotion_label.txt"))
+    description_questions: Sequence[str] = field(default_factory=lambda: prompt_lines("emotion_description.txt"))
+
+    def __call__(self, record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+        """One turn."""
+        whole = " ".join(text_field(record, "text").split())
+        if prompts:
+            return (Turn(with_images(rng.choice(prompts), num_images(record)), whole),)
+        is_label = rng.random() < self.label_ratio
+        pool = self._in_use(self.label_questions if is_label else self.description_questions)
+        answer = emotion_label(whole) if is_label else whole
+        return (Turn(with_images(rng.choice(pool), num_images(record)), answer),)
+
+    def _in_use(self, pool: Sequence[str]) -> Sequence[str]:
+        count = max(1, int(len(pool) * self.question_diversity_factor))
+        return pool if count >= len(pool) else Random("question pool").sample(pool, count)
+
+
+registry.register("format", "mapping")(EmotionMapping())
+
+
+def emotion_label(description: str) -> str:
+    """Text before the first comma, else the first word; case kept. Raises DataError when that is empty."""
+    label, comma, _ = description.partition(",")
+    if not comma:
+        label = description.split()[0] if description.split() else ""
+    if not label.strip():
+        raise DataError(f"field 'text' names no emotion: '{description}'")
+    return label.strip()
+
+
+@registry.register("format", "auto")
+def auto(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """The format that ``recognise`` finds for this record."""
+    chosen: Format = registry.get("format", recognise(record)[0])
+    return chosen(record, prompts, rng)
+
+
+_SIGNS = (
+    ("conversations", "conversation"),
+    ("instances", "unnatural_instruction"),
+    ("caption", "caption"),
+    ("question", "vqa"),
+    ("label", "classification"),
+)
+
+
+def recognise(record: Mapping[str, Any], layout: str = "records") -> tuple[str, str]:
+    """Name of the format and the reason. Raises DataError when no field tells."""
+    if layout == "mapping":
+        return "mapping", "the file maps image paths to text"
+    for key, name in _SIGNS:
+        if key in record:
+            if name == "vqa" and not num_images(record):
+                return "text", "records have 'question' and no image"
+            return name, f"records have '{key}'"
+    signs = ", ".join(key for key, _ in _SIGNS)
+    found = ", ".join(map(str, record))
+    raise DataError(f"format auto: none of the fields {signs} found in: {found}; write format: ... and fields: ...")

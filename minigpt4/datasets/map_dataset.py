@@ -1,0 +1,285 @@
+"""Records as Samples: by index, lazily, and the same for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from minigpt4.common.errors import DataError, nearest
+from minigpt4.common.schema import DatasetConfig
+from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Sample, Turn
+from minigpt4.datasets.annotations import Annotations, Record
+from minigpt4.datasets.formats import Format
+from minigpt4.processors.base import ImageProcessor, TextProcessor
+
+log = logging.getLogger(__name__)
+
+
+def map_fields(record: Record, fields: Mapping[str, str]) -> Record:
+    """``record`` with column ``fields[name]`` also under ``name``. Raises DataError for a column that is not there."""
+    for name, column in fields.items():
+        if column not in record:
+            known = ", ".join(map(str, record))
+            raise DataError(f"fields.{name}: no column '{column}'{nearest(column, map(str, record))}; columns: {known}")
+    return {**record, **{name: record[column] for name, column in fields.items()}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a record becomes a sample: format, its prompts and the processors of one split."""
+
+    format: Format
+    prompts: tuple[str, ...]
+    fields: Mapping[str, str]
+    vision: ImageProcessor
+    text: TextProcessor
+    process_text: tuple[str, ...]
+
+    def mapped(self, record: Record) -> Record:
+        """``record`` with the columns of ``fields`` under the names that formats know."""
+        return map_fields(record, self.fields)
+
+    def turns(self, record: Record, rng: Random) -> tuple[Turn, ...]:
+        """Turns of a mapped record, questions and answers cleaned where the configuration says so."""
+        turns = self.format(record, self.prompts, rng)
+        if "questions" in self.process_text:
+            turns = tuple(replace(turn, prompt=self._cleaned_prompt(turn.prompt)) for turn in turns)
+        if "answers" in self.process_text:
+            turns = tuple(replace(turn, answer=self.text(turn.answer)) for turn in turns)
+        return turns
+
+    def _cleaned_prompt(self, prompt: str) -> str:
+        # the text processor must not see the image tags (it would lower-case them) nor the closing space
+        if prompt == IMAGE_TAG or self.text(prompt) == prompt:
+            return prompt
+        first, *others = prompt.split(IMAGE_PROMPT)
+        parts = [self.text(first)]
+        for part in others:
+            parts += [IMAGE_PROMPT, self.text(part)]
+        return " ".join(part for part in parts if part) + (" " if prompt.endswith(" ") else "")
+
+
+@dataclass(frozen=True)
+class ImageFinder:
+    """Files of a record's pictures below ``root``.
+
+    ``names``: patterns with fields of the record in braces, ``COCO_train2014_{id}.jpg``; the first that exists wins.
+    Without patterns the record's own ``images`` or ``image`` counts.
+    """
+
+    root: Path | None
+    names: tuple[str, ...] = ()
+
+    def named(self, record: Record) -> Record:
+        """``record`` with ``images``: one name per picture, the most likely one; an empty list for none."""
+        return {**record, "images": [names[0] for names in self._candidates(record)]}
+
+    def find(self, record: Record) -> list[Path]:
+        """Existing files, in order. Raises DataError that names what was tried."""
+        candidates = self._candidates(record)
+        if candidates and self.root is None:
+            raise DataError("build_info.image_path is not set, but the record has an image")
+        return [self._existing(names) for names in candidates]
+
+    def _existing(self, names: Sequence[str]) -> Path:
+        assert self.root is not None
+        for name in names:
+            path = self.root / name
+            if path.is_file():
+                return path
+        others = f" (also tried: {', '.join(names[1:])})" if len(names) > 1 else ""
+        raise DataError(f"image '{names[0]}' not found in '{self.root}'{others}")
+
+    def _candidates(self, record: Record) -> list[list[str]]:
+        own = record.get("images") or [record.get("image")]
+        if not isinstance(own, list) or not all(isinstance(name, str) or name is None for name in own):
+            raise DataError(f"field 'images' holds {own!r}, expected a list of file names")
+        own = [name for name in own if name]
+        if not self.names:
+            return [[name] for name in own]
+        return [names for name in own or [None] if (names := self._patterned(record, name))]
+
+    def _patterned(self, record: Record, image: str | None) -> list[str]:
+        known = {key: value for key, value in {**record, "image": image}.items() if value not in (None, "")}
+        usable = [name for name in (_rendered(pattern, known) for pattern in self.names) if name]
+        if not usable and image:
+            patterns = ", ".join(self.names)
+            raise DataError(f"none of the patterns {patterns} fits the fields {', '.join(map(str, known))}")
+        return usable
+
+
+def _rendered(pattern: str, record: Record) -> str:
+    try:
+        return pattern.format_map(record)
+    except (KeyError, ValueError, IndexError, AttributeError):  # a field this record does not have
+        return ""
+
+
+class MapDataset(ABC):
+    """Samples by index. ``on_error: skip`` puts the next readable sample in the place of a broken one."""
+
+    def __init__(self, cfg: DatasetConfig, recipe: Recipe) -> None:
+        self.cfg = cfg
+        self.name = cfg.name
+        self.recipe = recipe
+        self.bad: set[int] = set()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """Place of a sample, for messages."""
+
+    @abstractmethod
+    def load(self, index: int, rng: Random) -> Sample:
+        """The sample at ``index``. Raises DataError without its place."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the data; changes when a file does."""
+
+    def sample(self, pass_index: int, index: int, seed: int) -> Sample:
+        """A sample as a pure function of its arguments. Raises DataError with data set, file and place."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        for offset in range(len(self)):
+            current = (index + offset) % len(self)
+            try:
+                return self.load(current, Random(f"{seed}/{self.name}/{pass_index}/{current}"))
+            except DataError as error:
+                message = f"dataset '{self.name}', {self.where(current)}: {error}"
+                if self.cfg.on_error == "raise":
+                    raise DataError(message) from error
+                self._count_bad(current, message)
+        raise DataError(f"dataset '{self.name}': none of its {len(self)} samples can be read")
+
+    def _count_bad(self, index: int, message: str) -> None:
+        if index in self.bad:
+            return
+        self.bad.add(index)
+        count, limit = len(self.bad), self.cfg.max_bad_fraction * len(self)
+        if count > limit:
+            allowed = f"max_bad_fraction {self.cfg.max_bad_fraction} allows {int(limit)}"
+            found = f"{count} of {len(self)} samples cannot be read"
+            raise DataError(f"dataset '{self.name}': {found}, {allowed}; the last one: {message}")
+        if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a hopeless set does not flood the log
+            log.warning("%s; skipped (%d so far in this process)", message, count)
+
+    def make_sample(
+        self, record: Record, open_images: Callable[[], Iterable[Image.Image]], sample_id: str, rng: Random
+    ) -> Sample:
+        """Turns and tensors of one mapped record; pictures are opened when a prompt asks for them.
+
+        Raises DataError when tags and pictures differ in number.
+        """
+        turns = self.recipe.turns(record, rng)
+        tags = sum(turn.prompt.count(IMAGE_TAG) for turn in turns)
+        if tags not in (0, len(record["images"])):
+            raise DataError(f"the prompts hold {tags} {IMAGE_TAG}, but there are {len(record['images'])} images")
+        tensors = tuple(self.recipe.vision(image) for image in open_images()) if tags else ()
+        return Sample(turns, tensors, f"{self.name}/{sample_id}", {"dataset": self.name})
+
+
+class AnnotationDataset(MapDataset):
+    """Records of annotation files and pictures on disk."""
+
+    def __init__(
+        self,
+        cfg: DatasetConfig,
+        recipe: Recipe,
+        annotations: Annotations,
+        finder: ImageFinder,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(cfg, recipe)
+        self.annotations, self.finder = annotations, finder
+        self._indices: Sequence[int] = range(len(annotations)) if indices is None else indices
+        if not self._indices:
+            raise DataError(f"dataset '{cfg.name}': has no samples")
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def where(self, index: int) -> str:
+        """'faces.csv, line 7'."""
+        return self.annotations.where(self._indices[index])
+
+    def record(self, index: int) -> Record:
+        """The mapped record with ``images``, as formats read it."""
+        return self.finder.named(self.recipe.mapped(self.annotations[self._indices[index]]))
+
+    def load(self, index: int, rng: Random) -> Sample:
+        """Reads pictures now; the annotation file was read once."""
+        record = self.recipe.mapped(self.annotations[self._indices[index]])
+
+        def opened() -> Iterator[Image.Image]:
+            return (open_image(path) for path in self.finder.find(record))
+
+        return self.make_sample(self.finder.named(record), opened, record_id(record, self._indices[index]), rng)
+
+    def fingerprint(self) -> str:
+        """Hash over the annotation files."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.annotations.fingerprint()
+
+
+def record_id(record: Record, index: int) -> str:
+    """``id``, ``image_id`` or ``question_id`` of a record, else its number."""
+    for key in ("id", "image_id", "question_id"):
+        if record.get(key) not in (None, ""):
+            return str(record[key])
+    return str(index)
+
+
+def open_image(source: Any, name: str = "") -> Image.Image:
+    """A decoded picture from a path or a stream. Raises DataError that names it."""
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image '{name or source}' cannot be read: {' '.join(str(error).split())}") from error
+
+
+def split_indices(
+    annotations: Annotations, recipe: Recipe, finder: ImageFinder, cfg: DatasetConfig, split: str
+) -> list[int]:
+    """Indices of 'train' or 'val' when a fraction is held out; all records of one group fall on one side.
+
+    A group is a value of ``val.group_by``: the image path, or any other field (a person, a video).
+    The side is a hash of that value, so it stays the same when records are added.
+    """
+    chosen = []
+    for index, record in enumerate(annotations):
+        mapped = recipe.mapped(record)
+        if cfg.val.group_by == "image":
+            group: Any = "|".join(finder.named(mapped)["images"]) or record_id(mapped, index)
+        elif cfg.val.group_by in mapped:
+            group = mapped[cfg.val.group_by]
+        else:
+            columns = ", ".join(map(str, mapped))
+            raise DataError(f"{annotations.where(index)}: val.group_by '{cfg.val.group_by}' is no field of: {columns}")
+        if (_unit_hash(str(group)) < cfg.val.fraction) == (split == "val"):
+            chosen.append(index)
+    if not chosen:
+        share = f"val.fraction {cfg.val.fraction} of {len(annotations)} records"
+        raise DataError(f"dataset '{cfg.name}': {share} leaves no sample for split '{split}'")
+    return chosen
+
+
+def _unit_hash(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

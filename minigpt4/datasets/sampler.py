@@ -1,0 +1,136 @@
+"""Which samples a window holds: a pure function of (seed, window), for any number of ranks and workers."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigpt4.common.errors import ConfigError
+
+_CHUNK = 1 << 20
+_MASK = (1 << 64) - 1
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """One sample: number of the data set, how often it was passed through before, index in it."""
+
+    dataset: int
+    pass_index: int
+    index: int
+
+
+class WindowSampler:
+    """Mixes data sets by ratio.
+
+    Window w is the micro-batches ``[w * G, (w + 1) * G)`` of one endless sequence, G = accumulation x world size.
+    Micro-batch m draws a data set by ratio from word m of a counter-based generator (Philox, Salmon et al. 2011) and
+    takes that set's next ``batch_size`` samples; each pass through a set is a new permutation. Rank r takes every
+    world-th micro-batch, so N ranks see what one rank with N-fold accumulation sees.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        ratios: Sequence[float],
+        batch_sizes: Sequence[int],
+        accumulation: int,
+        world_size: int,
+        rank: int,
+        seed: int,
+    ) -> None:
+        assert len(sizes) == len(ratios) == len(batch_sizes) and 0 <= rank < world_size and accumulation > 0
+        if any(ratio < 0 for ratio in ratios):
+            raise ConfigError(f"sample_ratio must be >= 0, got {list(ratios)}")
+        self._active = [number for number, ratio in enumerate(ratios) if ratio > 0]
+        if not self._active:
+            raise ConfigError("sample_ratio is 0 for every data set; nothing would be drawn")
+        empty = [number for number in self._active if sizes[number] < 1]
+        if empty:
+            raise ConfigError(f"data set number {empty[0]} has no samples")
+        weights = np.array([ratios[number] for number in self._active], dtype=np.float64)
+        self._edges = np.cumsum(weights / weights.sum())[:-1]
+        self._shares = weights / weights.sum()
+        self._sizes, self._batch_sizes = list(sizes), list(batch_sizes)
+        self._accumulation, self._world_size, self._rank = accumulation, world_size, rank
+        self._seed = seed
+        self._known = (0, np.zeros(len(self._active), dtype=np.int64))  # memo: counts before a micro-batch
+
+    def window(self, index: int) -> list[list[SampleKey]]:
+        """This rank's micro-batches of window ``index``."""
+        total = self._accumulation * self._world_size
+        start = index * total
+        counts = self._counts_before(start).copy()
+        mine = []
+        for place, drawn in enumerate(self._draws(start, total)):
+            if place % self._world_size == self._rank:
+                mine.append(self._samples(self._active[drawn], int(counts[drawn])))
+            counts[drawn] += 1
+        return mine
+
+    def expected_samples_per_micro_batch(self) -> float:
+        """Mean number of samples, by the ratios."""
+        sizes = [self._batch_sizes[number] for number in self._active]
+        return float(np.dot(self._shares, sizes))
+
+    def _samples(self, dataset: int, batches_before: int) -> list[SampleKey]:
+        size, batch_size = self._sizes[dataset], self._batch_sizes[dataset]
+        keys = []
+        for number in range(batches_before * batch_size, (batches_before + 1) * batch_size):
+            pass_index, place = divmod(number, size)
+            keys.append(SampleKey(dataset, pass_index, permuted(place, size, self._seed, dataset, pass_index)))
+        return keys
+
+    def _draws(self, start: int, count: int) -> NDArray[np.intp]:
+        """Positions in ``_active`` for micro-batches [start, start + count)."""
+        skipped = start % 4  # one step of the counter yields four words
+        generator = np.random.Philox(key=self._seed & _MASK, counter=start // 4)
+        words = generator.random_raw(skipped + count)[skipped:]
+        return np.searchsorted(self._edges, (words >> np.uint64(11)) * 2.0**-53, side="right")
+
+    def _counts_before(self, start: int) -> NDArray[np.int64]:
+        """How often each active set was drawn before micro-batch ``start``; counted, not remembered."""
+        begin, counts = self._known if self._known[0] <= start else (0, np.zeros_like(self._known[1]))
+        while begin < start:
+            size = min(_CHUNK, start - begin)
+            counts = counts + np.bincount(self._draws(begin, size), minlength=len(counts))
+            begin += size
+        self._known = (start, counts)
+        return counts
+
+
+def permuted(place: int, size: int, seed: int, dataset: int, pass_index: int) -> int:
+    """The index at ``place`` of one pass's permutation of ``range(size)``, without storing it.
+
+    A Feistel network over the next power of four, walked until it lands inside (Black and Rogaway, 2002).
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    keys = _round_keys(seed, dataset, pass_index)
+    while True:
+        left, right = place >> half, place & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        place = left << half | right
+        if place < size:
+            return place
+
+
+@lru_cache(maxsize=1024)
+def _round_keys(seed: int, dataset: int, pass_index: int) -> tuple[int, ...]:
+    digest = hashlib.sha512(f"{seed}/{dataset}/{pass_index}".encode()).digest()
+    return struct.unpack(f"<{_ROUNDS}Q", digest[: 8 * _ROUNDS])
+
+
+def _mixed(value: int) -> int:
+    """The finaliser of splitmix64: every input bit reaches every output bit."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
+    return value ^ value >> 31

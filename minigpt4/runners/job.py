@@ -1,0 +1,203 @@
+"""The folder of a run: its name, what is written into it at the start, and which checkpoint a resume means."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from minigpt4.common.checkpoint import Checkpoint, find_last, read_checkpoint
+from minigpt4.common.dist import DistContext
+from minigpt4.common.schema import Config, DatasetConfig
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "transformers", "peft", "timm", "bitsandbytes", "safetensors", "tokenizers", "pillow", "numpy")
+_STAMP = re.compile(r"(\d{8}_\d{6})(?:_(\d+))?$")
+_GRACE_S = 1.0
+_WORKER_GRACE_S = 30
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C finish the current window; a second one leaves at once.
+
+    A repetition within a second counts as the same request: torchrun hands on a Ctrl-C that the terminal has
+    already sent to every process.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._first = 0.0
+        self._before: dict[int, Any] = {}
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.number != 0
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number and time.monotonic() - self._first > _GRACE_S:
+            os._exit(128 + number)
+        if not self.number:
+            self.number, self._first = number, time.monotonic()
+            log.warning("%s: finishing this window, then saving (again = leave at once)", signal.Signals(number).name)
+
+
+def outlive_signals(worker: int) -> None:
+    """For loader workers: a signal to the whole group leaves them time to feed the window that is being finished.
+
+    They do not ignore SIGTERM for ever: the interpreter ends leftover workers with it and waits for them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE_S))
+
+
+def job_root(cfg: Config) -> Path:
+    """Where the runs of one job name lie."""
+    return Path(cfg.run.output_dir) / (cfg.run.job_name or cfg.model.arch)
+
+
+def create_job_dir(cfg: Config, dist: DistContext) -> Path:
+    """A new folder ``<output_dir>/<job>/<time>[_k]``, the same on every rank; two runs never share one."""
+    path = None
+    if dist.is_main:
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        root = job_root(cfg)
+        root.mkdir(parents=True, exist_ok=True)
+        path, count = root / stamp, 1
+        while True:
+            try:
+                path.mkdir(exist_ok=False)
+                break
+            except FileExistsError:
+                count += 1
+                path = root / f"{stamp}_{count}"
+    return Path(dist.broadcast_object(path))
+
+
+def find_resume(cfg: Config, dist: DistContext) -> Checkpoint | None:
+    """The checkpoint ``run.resume_ckpt_path`` means: a directory, or with 'auto' the last one of the newest job.
+
+    'auto' without any checkpoint starts from the beginning. Raises CheckpointError for a path that is incomplete.
+    """
+    wanted = cfg.run.resume_ckpt_path
+    if not wanted:
+        return None
+    if wanted != "auto":
+        return read_checkpoint(wanted)
+    path = None
+    if dist.is_main:
+        found = next((point for job in _jobs(job_root(cfg)) if (point := find_last(job)) is not None), None)
+        path = None if found is None else found.path
+    path = dist.broadcast_object(path)
+    if path is None:
+        log.info("resume auto: no checkpoint under %s, starting from the beginning", job_root(cfg))
+        return None
+    return read_checkpoint(path)
+
+
+def continues_job(checkpoint: Checkpoint) -> bool:
+    """Whether a run goes on in the checkpoint's own folder: only from its last one, an earlier one is a branch."""
+    job_dir = checkpoint.path.parent.parent
+    if checkpoint.path.parent.name != "checkpoints" or not _STAMP.match(job_dir.name):
+        return False
+    last = find_last(job_dir)
+    return last is not None and last.path == checkpoint.path
+
+
+def name_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One sentence per setting that changes the order of samples or the gradient."""
+    return [
+        f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now; losses will differ from an undisturbed run"
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
+
+
+def describe_run(cfg: Config, dist: DistContext, data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The manifest of a run: what it takes to know where a checkpoint came from."""
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": _git_state(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": str(dist.device.type),
+        "world_size": dist.world_size,
+        "seed": cfg.run.seed,
+        "arch": cfg.model.arch,
+        "question_processor": question_processor(list(cfg.datasets.values())),
+        "data": data,
+    }
+
+
+def question_processor(datasets: list[DatasetConfig]) -> str:
+    """Text processor of the training data set that is drawn most: chat applies the same one to questions."""
+    if not datasets:
+        return "identity"
+    most = max(datasets, key=lambda cfg: 1.0 if cfg.sample_ratio is None else cfg.sample_ratio)
+    return (most.text_processor.train.name if "questions" in most.process_text else "") or "identity"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _jobs(root: Path) -> list[Path]:
+    """Job folders, newest first."""
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        match = _STAMP.match(path.name)
+        if match and path.is_dir():
+            found.append(((match[1], int(match[2] or 1)), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_state() -> str:
+    """Commit of the code, with '+' when files differ from it; '' outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, timeout=20, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if changes else "")

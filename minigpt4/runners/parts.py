@@ -1,0 +1,221 @@
+"""The parts a run is made of, each built from the configuration by one function."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from minigpt4.common.dist import DistContext
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.registry import registry
+from minigpt4.common.schema import Config, ModelConfig
+from minigpt4.common.types import IMAGE_TAG, Batch
+from minigpt4.conversation.encoding import Encoder
+from minigpt4.datasets.builders.base import ImageSpec
+from minigpt4.datasets.collate import SampleDataset, collate_padded
+from minigpt4.datasets.sampler import WindowSampler
+from minigpt4.models.base_model import BaseModel
+
+log = logging.getLogger(__name__)
+
+_TRUNCATION_SAMPLE = 128  # records looked at, all data sets together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is. ``iters_per_epoch`` is whole windows of ``accumulation`` micro-batches per rank."""
+
+    accumulation: int
+    windows_per_epoch: int
+    max_epoch: int
+
+    @property
+    def iters_per_epoch(self) -> int:
+        """Micro-batches per rank and epoch."""
+        return self.windows_per_epoch * self.accumulation
+
+    @property
+    def total_windows(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.windows_per_epoch * self.max_epoch
+
+    def windows(self, iterations: int) -> int:
+        """Micro-batches in whole windows, rounded up."""
+        return max(1, math.ceil(iterations / self.accumulation))
+
+
+class ValidationBatches(Dataset[Batch]):
+    """This rank's share of a validation split, in order, without shuffling or repetition."""
+
+    def __init__(self, dataset: SampleDataset, encoder: Encoder, seed: int, dist: DistContext) -> None:
+        self._dataset, self._encoder, self._seed = dataset, encoder, seed
+        self._indices = range(dist.rank, len(dataset), dist.world_size)
+        self._size = dataset.cfg.batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._indices) / self._size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number >= len(self):
+            raise IndexError(number)
+        mine = self._indices[number * self._size : (number + 1) * self._size]
+        return collate_padded([self._dataset.sample(0, index, self._seed) for index in mine], self._encoder)
+
+
+def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """The model of ``cfg.model`` with frozen weights in ``dtype``; ``run.recompute`` turns on its checkpointing."""
+    model_cfg: ModelConfig = cfg.model
+    if cfg.run.recompute == "full":
+        model_cfg = replace(model_cfg, use_grad_checkpoint_llm=True, use_grad_checkpoint=not model_cfg.freeze_vit)
+    model: BaseModel = registry.get("model", model_cfg.arch).from_config(model_cfg, device, dtype, cfg.run.seed)
+    return model
+
+
+def build_datasets(cfg: Config, model: BaseModel, split: str) -> list[SampleDataset]:
+    """Data sets of one split in the YAML's order. Raises DataError for one without samples."""
+    image = ImageSpec(model.cfg.image_size, model.image_mean, model.image_std)
+    prompts = default_prompts(model.cfg)
+    result: list[SampleDataset] = []
+    for name, dataset_cfg in cfg.datasets.items():
+        if split == "val" and not (dataset_cfg.val.fraction > 0 or dataset_cfg.val.ann_path):
+            continue
+        if dataset_cfg.sample_ratio == 0:  # never drawn: needs no files
+            log.info("dataset %s: sample_ratio 0, left out", name)
+            continue
+        dataset: SampleDataset = registry.get("builder", dataset_cfg.builder)(dataset_cfg, image, prompts).build(split)
+        if len(dataset) == 0:
+            raise DataError(f"dataset '{name}', split {split}: has no samples")
+        result.append(dataset)
+    if split == "train" and not result:
+        raise ConfigError("datasets: is empty; name at least one data set")
+    return result
+
+
+def make_plan(cfg: Config, datasets: list[SampleDataset], sampler: WindowSampler, world_size: int) -> Plan:
+    """``iters_per_epoch`` in whole windows; absent, it is one pass over all sets that are drawn."""
+    run = cfg.run
+    iterations = run.iters_per_epoch
+    if iterations is None:
+        samples = sum(len(d) for d, ratio in zip(datasets, _ratios(datasets), strict=True) if ratio > 0)
+        iterations = math.ceil(samples / (sampler.expected_samples_per_micro_batch() * world_size))
+    plan = Plan(run.accum_grad_iters, math.ceil(iterations / run.accum_grad_iters), run.max_epoch)
+    if run.iters_per_epoch is not None and plan.iters_per_epoch != run.iters_per_epoch:
+        log.info(
+            "iters_per_epoch %d is no multiple of accum_grad_iters %d: rounded up to %d, so that every window is whole",
+            run.iters_per_epoch, run.accum_grad_iters, plan.iters_per_epoch,
+        )  # fmt: skip
+    return plan
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Dtype of the arithmetic. auto: bf16 where the GPU computes in it, fp16 on older ones, fp32 on a CPU."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def choose_packing(name: str, device: torch.device) -> str:
+    """'packed' or 'padded'; auto: what is faster on ``device``."""
+    # one row without padding pays where attention over a packed row costs what its samples cost (GPU kernels);
+    # on a CPU it is computed as one dense T x T block
+    if name == "auto":
+        return "packed" if device.type == "cuda" else "padded"
+    return name
+
+
+def _ratios(datasets: list[SampleDataset]) -> list[float]:
+    return [1.0 if dataset.cfg.sample_ratio is None else dataset.cfg.sample_ratio for dataset in datasets]
+
+
+def build_sampler(cfg: Config, datasets: list[SampleDataset], dist: DistContext) -> WindowSampler:
+    """The order of samples of this rank, a pure function of the seed and the window."""
+    return WindowSampler(
+        sizes=[len(dataset) for dataset in datasets],
+        ratios=_ratios(datasets),
+        batch_sizes=[dataset.cfg.batch_size for dataset in datasets],
+        accumulation=cfg.run.accum_grad_iters,
+        world_size=dist.world_size,
+        rank=dist.rank,
+        seed=cfg.run.seed,
+    )
+
+
+def default_prompts(cfg: ModelConfig) -> tuple[str, ...]:
+    """Prompts for data sets that bring none (stage 2 of MiniGPT-4): the lines of ``prompt_path`` with an image.
+
+    They come in ``prompt_template``, as in MiniGPT-4, unless ``chat_template`` makes the encoder wrap every prompt.
+    """
+    if not cfg.prompt_path:
+        return ()
+    lines = Path(cfg.prompt_path).read_text(encoding="utf-8").splitlines()
+    prompts = [line for line in lines if IMAGE_TAG in line]
+    if cfg.prompt_template and not cfg.chat_template:
+        prompts = [cfg.prompt_template.replace("{}", prompt) for prompt in prompts]
+    return tuple(prompts)
+
+
+def report_parts(model: nn.Module) -> None:
+    """One line per part: what trains and what is frozen."""
+    for name, part in model.named_children():
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in part.parameters() if not p.requires_grad)
+        if trained or frozen:
+            log.info("part %-20s %12d trainable  %12d frozen", name, trained, frozen)
+
+
+def _truncated(datasets: list[SampleDataset], encoder: Encoder, seed: int) -> tuple[int, int]:
+    """Records whose answer loses its end, and how many were looked at (spread evenly over each set)."""
+    cut = looked_at = 0
+    for dataset in datasets:
+        count = min(len(dataset), max(4, _TRUNCATION_SAMPLE // len(datasets)))
+        for place in range(count):
+            sample = dataset.sample(0, place * len(dataset) // count, seed)
+            cut += encoder.encode_turns(sample.turns).is_truncated
+        looked_at += count
+    return cut, looked_at
+
+
+def raise_file_limit() -> None:
+    """More open files than the usual 1024: every tensor that a loader worker hands over holds one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak of live tensors on a GPU; peak resident memory of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def print_header(
+    datasets: list[SampleDataset], sampler: WindowSampler, plan: Plan, world_size: int, encoder: Encoder, seed: int
+) -> None:
+    """What is about to happen, in numbers (rank 0)."""
+    ratios = _ratios(datasets)
+    drawn = plan.total_windows * plan.accumulation * world_size  # micro-batches of all ranks
+    for dataset, ratio in zip(datasets, ratios, strict=True):
+        share = ratio / sum(ratios)
+        passes = drawn * share * dataset.cfg.batch_size / len(dataset)
+        log.info("data %-28s %8d samples  ratio %5.1f %%  %.2f passes", dataset.name, len(dataset), 100 * share, passes)
+    per_batch = sampler.expected_samples_per_micro_batch()
+    log.info(
+        "effective batch %.1f samples = %.2f per micro-batch x %d accumulated x %d ranks; %d epochs x %d windows = %d",
+        per_batch * plan.accumulation * world_size, per_batch, plan.accumulation, world_size,
+        plan.max_epoch, plan.windows_per_epoch, plan.total_windows,
+    )  # fmt: skip
+    cut, looked_at = _truncated(datasets, encoder, seed)
+    log.info("answers cut by max_txt_len: %d of %d records looked at", cut, looked_at)
+    if cut > 0.05 * looked_at:
+        log.warning("more than 5 %% of the answers are cut and never learn to end; raise model.max_txt_len")
