@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scene_drawing import draw_scene, random_person
 
-FORMAT_VERSION = 1
+DRAWING_VERSION = 3
+"""Raised when the same settings would give other pictures, so that old folders are not taken for new ones."""
 SPLITS = {"train": 11, "test": 12, "pretrain": 13}
 """Part of the generator's key, so that no face of one split occurs in another, whatever the seed."""
 _SHARES = ((2, 0.12), (3, 0.12), (0, 0.16))
@@ -152,7 +153,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _settings(args: argparse.Namespace) -> dict[str, int]:
     names = ("seed", "train", "test", "align", "shard_size", "per_section", "test_per_type")
-    return {"format_version": FORMAT_VERSION, **{name: int(getattr(args, name)) for name in names}}
+    return {"drawing_version": DRAWING_VERSION, **{name: int(getattr(args, name)) for name in names}}
 
 
 def _existing(out: Path, settings: dict[str, int], force: bool, console: Console) -> bool:

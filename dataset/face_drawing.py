@@ -201,17 +201,20 @@ def _hair_front(face: Face, hair: Colour, skin: Colour) -> None:
     face.stroke(fringe, shade(hair, 0.6), 0.05)
 
 
-def _eye(face: Face, side: int, look: _Look) -> None:
-    """side -1 is the viewer's left. Contempt narrows one eye."""
+def _eye(face: Face, side: int, look: _Look, mirror: int) -> None:
+    """side -1 is the viewer's left. Contempt narrows the eye away from the raised brow; sadness sheds a tear."""
     rng, gaze = face.rng, face.person.gaze
     x, squeeze = face.turned(0.42 * side), face.squeeze(0.42 * side)
-    rx, ry = 0.27 * squeeze, look.eye_height * rng.uniform(0.94, 1.06)
+    height = 0.09 if look.mouth == "smirk" and side != mirror else look.eye_height
+    rx, ry = 0.27 * squeeze, height * rng.uniform(0.94, 1.06)
     face.fill(_ellipse(x, -0.14, rx, ry), (250, 250, 248), "eyes")
     offset = {"ahead": 0.0, "left": -0.145, "right": 0.145}[gaze] * squeeze + rng.uniform(-0.012, 0.012)
     iris_y = min(ry, 0.13)
     face.fill(_ellipse(x + offset, -0.14, 0.118 * squeeze, iris_y), _IRIS[int(rng.integers(len(_IRIS)))])
     face.fill(_ellipse(x + offset, -0.14, 0.07 * squeeze, min(iris_y, 0.08)), (8, 8, 10))
     face.stroke(_ellipse(x, -0.14, rx, ry)[12:], (30, 22, 20), 0.05)
+    if look.mouth == "frown" and side == mirror:
+        face.fill(np.array([(x, 0.06), (x + 0.09, 0.3), (x, 0.38), (x - 0.09, 0.3)]), (150, 205, 250))
 
 
 _IRIS: tuple[Colour, ...] = ((52, 32, 20), (40, 62, 100), (46, 74, 46), (30, 24, 22))
@@ -220,7 +223,7 @@ _IRIS: tuple[Colour, ...] = ((52, 32, 20), (40, 62, 100), (46, 74, 46), (30, 24,
 def _brows(face: Face, look: _Look, colour: Colour, mirror: int) -> None:
     width = float(face.rng.uniform(0.11, 0.15))
     for side in (-1, 1):
-        raised = -0.22 if look.mouth == "smirk" and side == mirror else 0.0
+        raised = -0.3 if look.mouth == "smirk" and side == mirror else 0.0
         tilt = 0.06 if look.mouth == "smirk" and side != mirror else 0.0
         ends = [
             (face.turned(side * 0.17), look.brow_inner + tilt + raised),
@@ -264,7 +267,7 @@ def _mouth(face: Face, look: _Look, lips: Colour, mirror: int) -> None:
         face.fill(shape, _TEETH, "mouth")
         face.stroke(shape, lips, 0.07, closed=True)
     elif look.mouth == "frown":
-        face.stroke(_curve(x, y + 0.16, 0.36 * wide, -0.24), lips, 0.11, "mouth")
+        face.stroke(_curve(x, y + 0.18, 0.38 * wide, -0.28), lips, 0.12, "mouth")
     elif look.mouth == "clench":
         shape = np.concatenate([_curve(x, y + 0.02, 0.44 * wide, -0.12), _curve(x, y + 0.2, 0.44 * wide, -0.1)[::-1]])
         face.fill(shape, _TEETH, "mouth")
@@ -287,12 +290,12 @@ def _mouth(face: Face, look: _Look, lips: Colour, mirror: int) -> None:
     elif look.mouth == "line":
         face.stroke(_curve(x, y + 0.04, 0.36 * wide, 0.0), lips, 0.1, "mouth")
     else:
-        points = np.array([(-0.34, 0.1), (-0.1, 0.1), (0.12, 0.05), (0.28, -0.06), (0.4, -0.2)]) * (
+        points = np.array([(-0.34, 0.12), (-0.1, 0.13), (0.14, 0.07), (0.32, -0.08), (0.46, -0.3)]) * (
             mirror * wide,
             1,
         ) + (x, y)
-        face.stroke(points, lips, 0.1, "mouth")
-        face.stroke(np.array([(0.42, -0.3), (0.5, -0.18), (0.46, -0.06)]) * (mirror * wide, 1) + (x, y), _DARK, 0.05)
+        face.stroke(points, lips, 0.13, "mouth")
+        face.stroke(np.array([(0.44, -0.4), (0.55, -0.26), (0.52, -0.12)]) * (mirror * wide, 1) + (x, y), _DARK, 0.05)
 
 
 def _beard(face: Face, hair: Colour, skin: Colour) -> None:
@@ -308,9 +311,15 @@ def _beard(face: Face, hair: Colour, skin: Colour) -> None:
     face.fill(_ellipse(face.turned(0.0), 0.7, 0.54 * face.squeeze(0.0), 0.27), skin)
 
 
+_FRAMES: tuple[Colour, ...] = ((15, 15, 18), (120, 20, 30), (20, 40, 110), (70, 45, 20))
+
+
 def _glasses(face: Face) -> None:
+    """Frames never take a colour close to the skin's."""
     rng = face.rng
-    frame = ((15, 15, 18), (120, 20, 30), (20, 40, 110), (70, 45, 20))[int(rng.integers(4))]
+    skin = SKIN_RGB[face.person.skin]
+    visible = [frame for frame in _FRAMES if sum(abs(a - b) for a, b in zip(frame, skin, strict=True)) > 130]
+    frame = visible[int(rng.integers(len(visible)))]
     round_lens, width = rng.random() < 0.5, float(rng.uniform(0.075, 0.1))
     xs = [(face.turned(0.42 * side), face.squeeze(0.42 * side)) for side in (-1, 1)]
     for x, squeeze in xs:
@@ -348,7 +357,7 @@ def draw_person(face: Face) -> None:
     _nose(face, skin, look)
     _mouth(face, look, lips, mirror)
     for side in (-1, 1):
-        _eye(face, side, look)
+        _eye(face, side, look, mirror)
     _brows(face, look, shade(hair, 0.7) if person.hair_colour != "black" else (14, 12, 14), mirror)
     _hair_front(face, hair, skin)
     if person.glasses:

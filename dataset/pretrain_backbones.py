@@ -36,6 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--pictures", type=int, default=40000, help="drawings kept in memory for the vision tower (12 KB each)"
     )
     parser.add_argument("--vit-steps", type=int, default=4200, help="steps of 64 pictures")
+    parser.add_argument("--vit-init", type=Path, help="weights (.safetensors) from which the vision tower goes on")
+    parser.add_argument("--vit-lr", type=float, default=1.2e-3, help="highest learning rate of the vision tower")
     parser.add_argument("--llm-steps", type=int, default=2200, help="steps of 64 texts")
     parser.add_argument("--seed", type=int, default=20, help="seed of weights, drawings and texts")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch, and processes that draw")
@@ -45,9 +47,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def train_vit(out: Path, args: argparse.Namespace) -> dict[str, float]:
     """Writes vit.safetensors (half precision) and returns the held-out accuracies."""
     from pretrain_vit import train_tower
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
-    tower, accuracy = train_tower(args.seed, args.pictures, args.vit_steps, workers=args.threads)
+    start = load_file(args.vit_init) if args.vit_init else None
+    tower, accuracy = train_tower(args.seed, args.pictures, args.vit_steps, start, args.vit_lr, args.threads)
     save_file({name: value.half().contiguous() for name, value in tower.state_dict().items()}, out / "vit.safetensors")
     return accuracy
 

@@ -11,7 +11,7 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -289,21 +289,28 @@ def evaluate(tower: nn.Module, readout: Readout, pool: Pool) -> dict[str, float]
 
 
 def train_tower(
-    seed: int, pictures: int, steps: int, batch: int = 64, workers: int = 2
+    seed: int,
+    pictures: int,
+    steps: int,
+    start: Mapping[str, Tensor] | None = None,
+    peak: float = 1.2e-3,
+    workers: int = 2,
 ) -> tuple[Eva, dict[str, float]]:
-    """The whole training. Returns the tower and its held-out accuracies."""
+    """The whole training; ``start`` holds weights to go on from. Returns the tower and its held-out accuracies."""
     started = time.perf_counter()
     pool, held_out = draw_pool(seed, pictures, 0.25, workers), draw_pool(seed + 1, 2000, 0.0, workers)
     log.info("%d pictures drawn in %.0f s", pictures, time.perf_counter() - started)
     torch.manual_seed(seed)
-    tower, readout = build_tower(), Readout()
+    tower, readout, batch = build_tower(), Readout(), 64
+    if start is not None:
+        tower.load_state_dict(dict(start), strict=True)
     parameters = [*tower.parameters(), *readout.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.03, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.03, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
     order, started = torch.randperm(pictures, generator=generator), time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1.2e-3 * min((step + 1) / 300, 0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+            group["lr"] = peak * min((step + 1) / 300, 0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
         at = step * batch % (pictures - batch)
         rows = order[at : at + batch].numpy()
         images = torch.from_numpy(pool.images[rows]).permute(0, 3, 1, 2)

@@ -60,7 +60,7 @@ def test_a_shipped_file_loads_where_its_weights_exist(
 ) -> None:
     cfg = with_weights(path, weights)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("minigpt4")] == []
-    again = weights / "again.yaml"
+    again = weights.parent / "again.yaml"
     again.write_text(dump_config(cfg), encoding="utf-8")
     assert load_config(again, check_data=False) == cfg
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.types import IMAGE_PROMPT, Turn
-from tests.data_parts import builder, faces, json_file
+from tests.data_parts import builder, faces, json_file, png, tar_file
 
 
 @pytest.fixture
@@ -59,7 +60,10 @@ def test_a_check_before_the_model_knows_the_size_alone(table: dict[str, Any]) ->
     ("changes", "message"),
     [
         ({"build_info": {"ann_path": ""}}, "build_info.ann_path is not set"),
-        ({"build_info": {"an_path": "x"}}, "build_info.an_path: unknown key (did you mean 'ann_path'?); allowed: ann_path"),
+        (
+            {"build_info": {"an_path": "x"}},
+            "build_info.an_path: unknown key (did you mean 'ann_path'?); allowed: ann_path",
+        ),
         ({"build_info": {"ann_path": 5}}, "build_info.ann_path: found 5, expected text or a list of text"),
         ({"build_info": {"ann_path": "/path/to/faces.csv"}}, "build_info.ann_path: found the placeholder"),
         ({"build_info": {"ann_path": "<your file>"}}, "build_info.ann_path: found the placeholder"),
@@ -67,7 +71,10 @@ def test_a_check_before_the_model_knows_the_size_alone(table: dict[str, Any]) ->
         ({"build_info": {"image_path": "{folder}/pictures"}}, "pictures' not found"),
         ({"build_info": {"image_path": "{folder}/faces.csv"}}, "is a file, expected a directory"),
         ({"build_info": {"image_path": ""}}, "build_info.image_path is not set, but the record has an image"),
-        ({"fields": {"answer": "lable"}}, "fields.answer: no column 'lable' (did you mean 'label'?); columns: file, q,"),
+        (
+            {"fields": {"answer": "lable"}},
+            "fields.answer: no column 'lable' (did you mean 'label'?); columns: file, q,",
+        ),
         ({"format": "classification"}, "needs prompts"),
         ({"format": "conversation"}, "has no 'conversations'"),
         ({"prompts": ["no place for the question"]}, "must hold '{}' once"),
@@ -126,7 +133,11 @@ def test_text_is_processed_where_the_block_says(table: dict[str, Any]) -> None:
 
 def test_all_records_of_one_group_fall_on_one_side(tmp_path: Path) -> None:
     names = faces(tmp_path, 40)
-    records = [{"image": name, "question": f"{n}?", "answer": "a", "person": i % 7} for i, name in enumerate(names) for n in "abc"]
+    records = [
+        {"image": name, "question": f"{n}?", "answer": "a", "person": i % 7}
+        for i, name in enumerate(names)
+        for n in "abc"
+    ]
     info = {"ann_path": json_file(tmp_path / "a.json", records), "image_path": str(tmp_path)}
     for group, key in (("image", "image"), ("person", "person")):
         made = builder("mine", {"format": "vqa", "build_info": info, "val": {"fraction": 0.3, "group_by": group}})
@@ -214,10 +225,15 @@ def test_image_names_are_tried_in_order(tmp_path: Path) -> None:
 def test_several_images_of_a_record_are_loaded_in_order(tmp_path: Path) -> None:
     names = faces(tmp_path, 3)
     talk = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "No"}]
-    info = {"ann_path": json_file(tmp_path / "a.json", [{"images": names[1:], "conversations": talk}]), "image_path": str(tmp_path)}
+    info = {
+        "ann_path": json_file(tmp_path / "a.json", [{"images": names[1:], "conversations": talk}]),
+        "image_path": str(tmp_path),
+    }
     sample = builder("sharegpt_detail", {"build_info": info}).build("train").sample(0, 0, 1)
-    assert sample.turns[0].prompt == f"{IMAGE_PROMPT} or {IMAGE_PROMPT} ? ".replace(" ? ", " ? ")
-    assert [float(image[0, 0, 0]) for image in sample.images] == sorted(float(image[0, 0, 0]) for image in sample.images)
+    assert sample.turns[0].prompt == f"{IMAGE_PROMPT} or {IMAGE_PROMPT} ? "
+    assert [float(image[0, 0, 0]) for image in sample.images] == sorted(
+        float(image[0, 0, 0]) for image in sample.images
+    )
     assert len(sample.images) == 2
 
 
@@ -233,6 +249,39 @@ def test_the_other_published_name_of_a_file_is_accepted(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "<image>\n[vqa] Q"}, {"from": "gpt", "value": "A"}]
     json_file(tmp_path / "multitask_conversation.json", [{"id": "0", "conversations": talk}])
     faces(tmp_path, 1)
-    info = {"ann_path": str(tmp_path / "multi_task_conversation.json"), "image_path": str(tmp_path), "image_names": ["{id}.png"]}
+    info = {
+        "ann_path": str(tmp_path / "multi_task_conversation.json"),
+        "image_path": str(tmp_path),
+        "image_names": ["{id}.png"],
+    }
     made = builder("multitask_conversation", {"build_info": info})
     assert made.check() == [] and made.build("train").sample(0, 0, 1).turns == (Turn(f"{IMAGE_PROMPT} [vqa] Q ", "A"),)
+
+
+README = Path(__file__).resolve().parent.parent / "dataset" / "README_YOUR_DATA.md"
+
+
+def test_every_block_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = README.read_text(encoding="utf-8")
+    data = tmp_path / "my_data"
+    (data / "images").mkdir(parents=True)
+    (data / "shards").mkdir()
+    for number in (1, 2):
+        Image.new("RGB", (8, 8)).save(data / "images" / f"000{number}.png")
+    fenced = [part.partition("\n") for part in text.split("```")[1::2]]
+    shown = [content for kind, _, content in fenced if kind in ("csv", "json")]
+    for name, content in zip(("faces.csv", "talks.jsonl", "llava.json", "emotions.json"), shown, strict=True):
+        (data / name).write_text(content, encoding="utf-8")
+    (data / "text.jsonl").write_text('{"question": "q", "answer": "a"}', encoding="utf-8")
+    for number in range(13):
+        tar_file(data / "shards" / f"{number:05d}.tar", {"a.jpg": png(number), "a.txt": b"A face"})
+    monkeypatch.chdir(tmp_path)
+    blocks: dict[str, Any] = {}
+    for kind, _, content in fenced:
+        if kind == "yaml" and "build_info" in content:
+            blocks |= yaml.safe_load(content if "datasets:" in content else f"datasets:\n{content}")["datasets"]
+    assert len(blocks) == 7
+    for name, block in blocks.items():
+        made = builder(name, block)
+        assert made.check() == []
+        assert made.build("train").sample(0, 0, 1).turns[0].answer

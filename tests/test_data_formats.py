@@ -65,7 +65,10 @@ def test_a_conversation_without_image_is_text_only() -> None:
     ("record", "message"),
     [
         (talk("q", "a", "dangling", image="x"), "3 entries; the last question has no answer"),
-        ({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}, "position 0 is from 'gpt'"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]},
+            "position 0 is from 'gpt'",
+        ),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "q"}]}, "expected 'gpt'"),
         ({"conversations": [{"from": "human"}]}, "position 0 holds"),
         ({"question": "q", "answer": "a"}, "found: question, answer; .*'vqa'"),
@@ -103,7 +106,9 @@ def test_vqa_without_image_is_text_only() -> None:
 
 
 def test_classification_asks_a_prompt_and_answers_the_label() -> None:
-    assert turns("classification", {"image": "a", "label": "sad"}, ("Mood?",)) == (Turn(f"{IMAGE_PROMPT} Mood? ", "sad"),)
+    assert turns("classification", {"image": "a", "label": "sad"}, ("Mood?",)) == (
+        Turn(f"{IMAGE_PROMPT} Mood? ", "sad"),
+    )
     with pytest.raises(DataError, match="needs prompts"):
         turns("classification", {"image": "a", "label": "sad"})
 
@@ -123,7 +128,8 @@ def test_a_field_that_cannot_be_trained_is_named(record: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
-    ("text", "label"), [("Happy, a …", "Happy"), ("Contempt", "Contempt"), ("very sad face", "very"), ("Very angry, x", "Very angry")]
+    ("text", "label"),
+    [("Happy, a …", "Happy"), ("Contempt", "Contempt"), ("very sad face", "very"), ("Very angry, x", "Very angry")],
 )
 def test_the_emotion_is_the_text_before_the_comma_or_the_first_word(text: str, label: str) -> None:
     assert formats.emotion_label(text) == label

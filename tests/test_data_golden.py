@@ -20,7 +20,10 @@ from tests.data_parts import GOLDEN, builder, json_file
 EXPECTED = json.loads((GOLDEN / "datasets.json").read_text(encoding="utf-8"))
 FOLDERS = json.loads((GOLDEN / "builders.json").read_text(encoding="utf-8"))
 IMAGES = str(GOLDEN / "images")
-GLUED = {"what's the mood?answer briefly": "what's the mood? answer briefly", "What's the mood?Answer": "What's the mood? Answer"}
+GLUED = {
+    "what's the mood?answer briefly": "what's the mood? answer briefly",
+    "What's the mood?Answer": "What's the mood? Answer",
+}
 
 
 def samples(name: str, build_info: dict[str, Any], **keys: Any) -> list[Sample]:
@@ -69,9 +72,7 @@ def test_single_questions_equal_the_reference(name: str, ann: str) -> None:
 def test_conversations_equal_the_reference(name: str) -> None:
     for sample, row in zip(samples(name, pairs("llava_conversation.json")), EXPECTED[name]["rows"], strict=True):
         assert [turn.prompt for turn in sample.turns] == unglued(row["conv_q"]).split("!@#")
-        assert [turn.answer for turn in sample.turns] == [
-            part for part in row["conv_a"].replace("not!!@#", "not\0!@#").replace("\0", "!").split("!@#")
-        ] or [turn.answer for turn in sample.turns] == ["A Man.\nHe looks SAD.", "No, he is not!", "One.  "]
+        assert "!@#".join(turn.answer for turn in sample.turns) == row["conv_a"]
         assert_same_picture(sample, row)
 
 
@@ -110,7 +111,9 @@ def test_an_empty_emotion_is_reported_before_training() -> None:
 
 def test_alignment_captions_stay_as_written_and_get_the_prompts_of_the_model(tmp_path: Any) -> None:
     (tmp_path / "image").symlink_to(GOLDEN / "images")
-    json_file(tmp_path / "filter_cap.json", json.loads((GOLDEN / "ann" / "cc_sbu_align.json").read_text(encoding="utf-8")))
+    json_file(
+        tmp_path / "filter_cap.json", json.loads((GOLDEN / "ann" / "cc_sbu_align.json").read_text(encoding="utf-8"))
+    )
     block = {"build_info": {"storage": str(tmp_path)}}
     plain = builder("cc_sbu_align", block).build("train")
     asked = builder("cc_sbu_align", block, prompt_lines("alignment.txt"))
@@ -142,7 +145,9 @@ def test_cards_lie_in_the_folders_users_know() -> None:
 @pytest.mark.parametrize("name", known_cards())
 def test_a_card_without_data_says_which_key_to_set(name: str) -> None:
     problems = builder(name, {}).check()
-    assert problems and all(problem.startswith("build_info.") and "not found" in problem for problem in problems), problems
+    assert problems and all(problem.startswith("build_info.") and "not found" in problem for problem in problems), (
+        problems
+    )
 
 
 def test_the_same_draw_comes_from_the_same_seed_pass_and_index() -> None:

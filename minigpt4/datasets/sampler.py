@@ -56,8 +56,11 @@ class WindowSampler:
         if empty:
             raise ConfigError(f"data set number {empty[0]} has no samples")
         weights = np.array([ratios[number] for number in self._active], dtype=np.float64)
-        self._edges = np.cumsum(weights / weights.sum())[:-1]
         self._shares = weights / weights.sum()
+        # whole numbers of 64 bits, so that drawn words are compared as they are
+        self._edges = np.array(
+            [min(int(edge * 2**64), _MASK) for edge in np.cumsum(self._shares)[:-1]], dtype=np.uint64
+        )
         self._sizes, self._batch_sizes = list(sizes), list(batch_sizes)
         self._accumulation, self._world_size, self._rank = accumulation, world_size, rank
         self._seed = seed
@@ -92,8 +95,7 @@ class WindowSampler:
         """Positions in ``_active`` for micro-batches [start, start + count)."""
         skipped = start % 4  # one step of the counter yields four words
         generator = np.random.Philox(key=self._seed & _MASK, counter=start // 4)
-        words = generator.random_raw(skipped + count)[skipped:]
-        return np.searchsorted(self._edges, (words >> np.uint64(11)) * 2.0**-53, side="right")
+        return np.searchsorted(self._edges, generator.random_raw(skipped + count)[skipped:], side="right")
 
     def _counts_before(self, start: int) -> NDArray[np.int64]:
         """How often each active set was drawn before micro-batch ``start``; counted, not remembered."""

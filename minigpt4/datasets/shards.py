@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import struct
 import tarfile
 from array import array
@@ -123,7 +124,7 @@ def _index_places(tar: Path) -> list[Path]:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # ranks may write at the same time
     temporary.write_bytes(content)
     os.replace(temporary, path)
 

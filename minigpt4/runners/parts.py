@@ -18,10 +18,10 @@ from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config, ModelConfig
 from minigpt4.common.types import IMAGE_TAG, Batch
 from minigpt4.conversation.encoding import Encoder
-from minigpt4.datasets.builders.base import ImageSpec
 from minigpt4.datasets.collate import SampleDataset, collate_padded
 from minigpt4.datasets.sampler import WindowSampler
 from minigpt4.models.base_model import BaseModel
+from minigpt4.processors.base import ImageSpec
 
 log = logging.getLogger(__name__)
 

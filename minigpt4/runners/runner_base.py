@@ -100,7 +100,7 @@ class RunnerBase:
             print_header(self.datasets, self.sampler, self.plan, dist.world_size, self.model.encoder, run.seed)
             count = sum(parameter.numel() for parameter in self.training.parameters)
             place = f"{packing} rows; device {dist.device}; job {self.job_dir}"
-            log.info("trainable parameters %d; precision %s; %s", count, precision, place)
+            log.info("trainable parameters %d; precision %s; %s", count, str(precision).removeprefix("torch."), place)
 
     def train(self) -> int:
         """The whole run from where it stands. Returns the exit code: 0, or 128 + signal after a stop."""
@@ -149,7 +149,7 @@ class RunnerBase:
         for tracker in self.trackers:
             tracker.start(info)
 
-    def _batches(self, first: int) -> Generator[list[Batch]]:
+    def _batches(self, first: int) -> Generator[list[Batch], None, None]:
         """Windows from ``first`` to the end of the run; one iterator, so workers read ahead over epochs too."""
         loader = DataLoader(
             self.windows,

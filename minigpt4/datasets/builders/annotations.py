@@ -124,7 +124,7 @@ class AnnotationsBuilder(DatasetBuilder):
                 raise DataError(f"{annotations.where(index)}: {error}") from None
 
         problems = self.spot_check(len(dataset), look)
-        if not problems and self.info().image_path and not any(seen) and not self._is_text():
+        if not problems and finder.root is not None and not any(seen) and not self._is_text():
             columns = ", ".join(map(str, annotations[0]))
             hint = f"write fields: {{image: one of {columns}}}, or data_type: text"
             problems.append(f"build_info.image_path is set, but records name no image; {hint}")
