@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ from minigpt4.common.schema import ModelConfig
 
 log = logging.getLogger(__name__)
 
+# bitsandbytes tells everybody who has no GPU that an optional kernel package is missing.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The causal LM with its weights in ``dtype`` (never cast up), frozen unless ``freeze_llm`` is False, with LoRA.
 
     Raises ConfigError when the path is no language model, or a LoRA target is in no layer.
     """
+    import transformers
     from transformers import AutoModelForCausalLM
 
     path = cfg.llama_model
@@ -30,6 +36,8 @@ def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.
         options["quantization_config"] = _quantisation(cfg, dtype)
         if device.type == "cuda":  # without a GPU a device map makes bitsandbytes look for a driver
             options["device_map"] = {"": device.index or 0}
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
@@ -55,7 +63,6 @@ def _quantisation(cfg: ModelConfig, dtype: torch.dtype) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every call that inputs are cast
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
@@ -81,7 +88,9 @@ def _add_lora(llm: Any, cfg: ModelConfig) -> nn.Module:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(llm, lora)
+    with warnings.catch_warnings():  # peft asks transformers for a name that transformers is about to drop
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(llm, lora)
 
 
 def causal_lm(llm: Any) -> Any:
