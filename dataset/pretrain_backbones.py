@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vit-steps", type=int, default=4200, help="steps of 64 pictures")
     parser.add_argument("--vit-init", type=Path, help="weights (.safetensors) from which the vision tower goes on")
     parser.add_argument("--vit-lr", type=float, default=1.2e-3, help="highest learning rate of the vision tower")
-    parser.add_argument("--llm-steps", type=int, default=2200, help="steps of 64 texts")
+    parser.add_argument("--llm-steps", type=int, default=1200, help="steps of 64 texts")
     parser.add_argument("--seed", type=int, default=20, help="seed of weights, drawings and texts")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch, and processes that draw")
     return parser.parse_args(argv)

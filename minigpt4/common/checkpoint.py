@@ -42,6 +42,7 @@ LAST = "last"
 BEST = "best"
 
 _STEP = re.compile(r"step_(\d+)$")
+_JOB = re.compile(r"(\d{8}_\d{6})(?:_(\d+))?$")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint directory, a link to one, or a job folder (its last checkpoint).
+    """Open a checkpoint directory, a link to one, a job folder (its last checkpoint) or a folder of jobs (the newest).
 
     Raises CheckpointError that names what is missing or has the wrong size.
     """
@@ -141,6 +142,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if found is None:
             raise CheckpointError(f"job folder '{given}': holds no complete checkpoint")
         return found
+    newest = find_newest(folder)
+    if newest is not None:
+        return newest
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"checkpoint '{given}': incomplete, {MANIFEST} is missing")
     manifest = _read_json(folder / MANIFEST)
@@ -167,6 +171,22 @@ def find_last(job_dir: Path) -> Checkpoint | None:
         except CheckpointError as error:
             log.warning("skipped: %s", error)
     return None
+
+
+def find_newest(root: Path) -> Checkpoint | None:
+    """The last complete checkpoint of the newest job under ``root`` that has one."""
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        match = _JOB.match(path.name)
+        if match and path.is_dir():
+            found.append(((match[1], int(match[2] or 1)), path))
+    jobs = (path for _, path in sorted(found, reverse=True))
+    return next((point for job in jobs if (point := find_last(job)) is not None), None)
+
+
+def is_job_name(name: str) -> bool:
+    """Whether a folder is named as a run names its own: ``20261231_235959`` or ``20261231_235959_2``."""
+    return _JOB.match(name) is not None
 
 
 def write_atomically(path: Path, text: str) -> None:

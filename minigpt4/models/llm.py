@@ -25,8 +25,10 @@ def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.
 
     Raises ConfigError when the path is no language model, or a LoRA target is in no layer.
     """
-    import transformers
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging
 
     path = cfg.llama_model
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
@@ -37,7 +39,7 @@ def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.
         if device.type == "cuda":  # without a GPU a device map makes bitsandbytes look for a driver
             options["device_map"] = {"": device.index or 0}
     if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     try:
         llm: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as error:

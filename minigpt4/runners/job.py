@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -19,14 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from minigpt4.common.checkpoint import Checkpoint, find_last, read_checkpoint
+from minigpt4.common.checkpoint import Checkpoint, find_last, find_newest, is_job_name, read_checkpoint
 from minigpt4.common.dist import DistContext
 from minigpt4.common.schema import Config, DatasetConfig
 
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "transformers", "peft", "timm", "bitsandbytes", "safetensors", "tokenizers", "pillow", "numpy")
-_STAMP = re.compile(r"(\d{8}_\d{6})(?:_(\d+))?$")
 _GRACE_S = 1.0
 _WORKER_GRACE_S = 30
 
@@ -109,7 +107,7 @@ def find_resume(cfg: Config, dist: DistContext) -> Checkpoint | None:
         return read_checkpoint(wanted)
     path = None
     if dist.is_main:
-        found = next((point for job in _jobs(job_root(cfg)) if (point := find_last(job)) is not None), None)
+        found = find_newest(job_root(cfg))
         path = None if found is None else found.path
     path = dist.broadcast_object(path)
     if path is None:
@@ -121,7 +119,7 @@ def find_resume(cfg: Config, dist: DistContext) -> Checkpoint | None:
 def continues_job(checkpoint: Checkpoint) -> bool:
     """Whether a run goes on in the checkpoint's own folder: only from its last one, an earlier one is a branch."""
     job_dir = checkpoint.path.parent.parent
-    if checkpoint.path.parent.name != "checkpoints" or not _STAMP.match(job_dir.name):
+    if checkpoint.path.parent.name != "checkpoints" or not is_job_name(job_dir.name):
         return False
     last = find_last(job_dir)
     return last is not None and last.path == checkpoint.path
@@ -163,16 +161,6 @@ def question_processor(datasets: list[DatasetConfig]) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Readable JSON."""
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def _jobs(root: Path) -> list[Path]:
-    """Job folders, newest first."""
-    found = []
-    for path in root.iterdir() if root.is_dir() else ():
-        match = _STAMP.match(path.name)
-        if match and path.is_dir():
-            found.append(((match[1], int(match[2] or 1)), path))
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _versions() -> dict[str, str]:

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from minigpt4.common.checkpoint import find_last, write_atomically
-from minigpt4.common.errors import CheckpointError, MiniGPT4Error
+from minigpt4.common.checkpoint import read_checkpoint, write_atomically
+from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.metrics.accuracy import exact_accuracy, majority_accuracy, wilson_interval
+from minigpt4.tools.pictures import draw_chat
 from minigpt4.tools.steps import Steps, call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,11 +98,7 @@ class Quickstart:
 
         def train() -> str:
             call([str(ROOT / "train.py"), "--cfg-path", str(config), *options], ROOT)
-            jobs = sorted((self.out / "jobs" / config.stem).iterdir(), key=lambda path: path.stat().st_mtime)
-            checkpoint = find_last(jobs[-1])
-            if checkpoint is None:
-                raise CheckpointError(f"{jobs[-1]}: training left no checkpoint")
-            return str(checkpoint.path)
+            return str(read_checkpoint(self.out / "jobs" / config.stem).path)
 
         return self.steps.run(name, title, [config.read_text(), data, self._stamp("draw"), *options], train)
 
@@ -210,12 +207,15 @@ class Quickstart:
         self.console.print(f"\n{_shown(chat['image'])}", highlight=False)
         for question, answer in chat["turns"]:
             self.console.print(f"  User: {question}\n  MiniGPT-4: {answer}", highlight=False)
-        self.console.save_svg(str(self.out / "results.svg"), title="make quickstart", clear=False)
+        draw_chat(Path(chat["image"]), chat["turns"], self.out / "chat.png")
+        draft = self.out / ".results.svg, chat.png"
+        self.console.save_svg(str(draft), title="make quickstart", clear=False)
+        os.replace(draft, self.out / "results.svg")
         self._where(checkpoints, chat["image"], seconds, cpu_seconds)
 
     def _where(self, checkpoints: dict[str, str], image: str, seconds: float, cpu_seconds: float) -> None:
         self.console.print(
-            f"\nResults      {_shown(self.out / 'results.json')}, results.svg"
+            f"\nResults      {_shown(self.out / 'results.json')}, results.svg, chat.png"
             f"\nCheckpoint   {_shown(checkpoints['face'])}"
             f"\nTraining log {_shown(Path(checkpoints['face']).parents[1])}: log.txt, training_curve.png"
             f"\nTime         {seconds:.0f} s, {cpu_seconds:.0f} CPU-seconds, without installation"
