@@ -52,6 +52,10 @@ class ModelConfig:
             raise ConfigError("low_resource (int8) and load_in_4bit exclude each other")
         if self.max_txt_len < 1 or self.max_context_len < 1:
             raise ConfigError("max_txt_len and max_context_len must be >= 1")
+        if self.vit_precision not in ("auto", "fp16", "bf16", "fp32"):
+            raise ConfigError(f"vit_precision must be one of auto, fp16, bf16, fp32; got '{self.vit_precision}'")
+        if self.cache_vision != "off":
+            raise ConfigError(f"cache_vision must be off in this version, got '{self.cache_vision}'")
 
 
 @dataclass(frozen=True)
