@@ -46,8 +46,10 @@ def unglued(text: str) -> str:
 def assert_same_picture(sample: Sample, row: dict[str, Any]) -> None:
     (image,) = sample.images
     assert list(image.shape) == row["image"]["shape"]
-    assert float(image.double().sum()) == pytest.approx(row["image"]["sum"], abs=1e-6)
-    assert float(image.double().abs().sum()) == pytest.approx(row["image"]["abs_sum"], abs=1e-6)
+    # Pillow 12 and 13 round some resized pixels by one step of 255 differently (86 of 9,408 in one of these pictures).
+    step = 2e-4 * row["image"]["abs_sum"]
+    assert float(image.double().sum()) == pytest.approx(row["image"]["sum"], abs=step)
+    assert float(image.double().abs().sum()) == pytest.approx(row["image"]["abs_sum"], abs=step)
 
 
 @pytest.mark.parametrize(

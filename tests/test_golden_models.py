@@ -58,7 +58,7 @@ def test_logits_loss_and_gradients_are_the_reference_s(name: str, layout: object
         logits = model._lm.get_output_embeddings()(hidden[shifted_labels(batch.labels) != -100])
     torch.testing.assert_close(logits, case.tensor("supervised_logits"), atol=5e-5, rtol=0)
     output = model(batch)
-    assert float(output.loss_sum) / batch.num_target_tokens == pytest.approx(case.meta["loss_mean"], abs=1e-5)
+    assert output.loss_sum.item() / batch.num_target_tokens == pytest.approx(case.meta["loss_mean"], abs=1e-5)
     (output.loss_sum / batch.num_target_tokens).backward()
     expected = {canonical_name(key): value for key, value in case.tensors("grads").items()}
     for key, parameter in model.trainable_parameters_by_name():
