@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from minigpt4.common.checkpoint import save_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.types import Batch, Encoded
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.generation import GenerateOptions, clean_answer
 from minigpt4.models.losses import token_losses
+from minigpt4.models.weights import read_state
 from tests.golden_cases import build_model, encode, images_of, load_case, packed, padded
 
 V2, VICUNA = "c_minigptv2_lora_instruction", "a_minigpt4_qformer_vicuna"
@@ -206,3 +209,22 @@ def test_sampling_with_a_seed_is_repeatable_and_leaves_the_global_generator_alon
 def test_answers_are_cleaned_as_in_the_reference() -> None:
     assert clean_answer(" A man.###Human: x", ("###",)) == "A man."
     assert clean_answer("[INST] q [/INST] yes ") == "yes"
+
+
+def test_initial_weights_may_be_named_by_their_job_folder(tmp_path: Path) -> None:
+    case = load_case(V2)
+    model = build_model(case)
+    job = tmp_path / "jobs" / "20260101_000000"
+    save_checkpoint(
+        job / "checkpoints",
+        1,
+        weights=model.trainable_state(),
+        config_text="model: {}\n",
+        manifest={},
+        resume=None,
+        keep_last=1,
+    )
+    for folder in (job.parent, job, job / "checkpoints" / "last"):
+        assert read_state(folder).keys() == model.trainable_state().keys()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        read_state(tmp_path)

@@ -58,6 +58,7 @@ class BaseModel(nn.Module, ABC):
     def from_config(cls, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Self:
         """Build, freeze, load ``cfg.ckpt``. ``dtype`` is that of frozen weights and of the arithmetic; what trains is
         float32. The projection and LoRA start from ``seed`` whatever was drawn before."""
+        state = read_state(Path(cfg.ckpt)) if cfg.ckpt else None  # a wrong path is told before big weights load
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             model = cls(cfg, device, dtype)
@@ -65,8 +66,8 @@ class BaseModel(nn.Module, ABC):
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
                 log.debug("%s trains: kept in float32", name)
-        if cfg.ckpt:
-            for line in model.load_weights(read_state(Path(cfg.ckpt)), cfg.ckpt).lines():
+        if state is not None:
+            for line in model.load_weights(state, cfg.ckpt).lines():
                 log.info(line)
         model.eval()
         return model

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.models.qformer import published_name
 
@@ -33,12 +34,13 @@ def find_weights(path: str, key: str) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, a .pth/.bin file (read without running pickled code) or a checkpoint directory.
+    """Tensors of a .safetensors file, a .pth/.bin file (read without running pickled code) or a checkpoint folder.
 
-    A published training file holds them under ``model``. Raises CheckpointError when the file is not readable.
+    A published training file holds them under ``model``; a folder is read as ``read_checkpoint`` reads it (a step, a
+    job, or a folder of jobs). Raises CheckpointError when the file is not readable or the folder incomplete.
     """
     if path.is_dir():
-        path = path / "model.safetensors"
+        return read_checkpoint(path).load_weights()
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
