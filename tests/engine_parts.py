@@ -58,6 +58,7 @@ class TinyModel(nn.Module):
     Config: ClassVar[type[ModelConfig]] = TinyConfig
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
+    attends_by_sample = False
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def test_logits_loss_and_gradients_are_the_reference_s(name: str, layout: object
     batch = layout(encode(model, case), images_of(case))  # type: ignore[operator]
     with torch.no_grad():
         embeddings = model.embed(batch.input_ids, batch.images, batch.num_image_positions)
-        hidden = model.hidden_states(embeddings, batch.position_ids if layout is packed else None)
+        hidden = model.hidden_states(embeddings, batch.position_ids, batch.lengths)
         logits = model._lm.get_output_embeddings()(hidden[shifted_labels(batch.labels) != -100])
     torch.testing.assert_close(logits, case.tensor("supervised_logits"), atol=5e-5, rtol=0)
     output = model(batch)

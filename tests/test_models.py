@@ -35,12 +35,17 @@ def grads(model: BaseModel, batches: list[Batch]) -> tuple[float, dict[str, Tens
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("layout", [packed, padded])
+@pytest.mark.parametrize("by_sample", [True, False])
 def test_samples_in_one_batch_equal_separate_runs(
-    name: str, mode: str, recompute: bool, layout: Callable[[list[Encoded], Tensor], Batch]
+    name: str, mode: str, recompute: bool, by_sample: bool, layout: Callable[[list[Encoded], Tensor], Batch]
 ) -> None:
     case = load_case(name)
     changes = {"use_grad_checkpoint_llm": recompute, "lora_dropout": 0.0}
     model = build_model(case, **changes).train(mode == "train")
+    assert model.attends_by_sample
+    if not by_sample:  # what a model gets that cannot be told the lengths: transformers' block-diagonal masks
+        model.attends_by_sample = False
+        model._lm.set_attn_implementation("sdpa")
     samples, images = encode(model, case), images_of(case)
     alone = [padded([sample], images[i : i + 1]) for i, sample in enumerate(samples)]
     loss_together, grads_together = grads(model, [layout(samples, images)])
@@ -58,8 +63,8 @@ def test_a_leak_would_be_caught() -> None:
     with torch.no_grad():
         right = float(model(batch).loss_sum)
         embeddings = model.embed(batch.input_ids, batch.images, batch.num_image_positions)
-        leaked = model.hidden_states(embeddings, torch.arange(batch.input_ids.shape[1])[None])
-        clean = model.hidden_states(embeddings, batch.position_ids)
+        leaked = model.hidden_states(embeddings, batch.position_ids, (batch.input_ids.shape[1],))
+        clean = model.hidden_states(embeddings, batch.position_ids, batch.lengths)
     assert (leaked - clean).abs().max() > 0.1
     assert right == pytest.approx(case.meta["loss_mean"] * batch.num_target_tokens, abs=1e-3)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.models.attention import use_packed_attention
 from minigpt4.models.llm import build_llm, causal_lm
 from minigpt4.models.losses import token_losses
 from minigpt4.models.vision import VisionInfo, build_vision
@@ -49,6 +50,7 @@ class BaseModel(nn.Module, ABC):
         self.visual_encoder, self.vision = build_vision(cfg, device, self._vision_dtype())
         self.ln_vision = nn.LayerNorm(self.vision.width, device=device)  # eps 1e-5, float32
         self.llama_model: Any = build_llm(cfg, device, dtype)
+        self.attends_by_sample = use_packed_attention(self._lm)
         self.hidden_size = int(self._lm.get_input_embeddings().weight.shape[1])
         if cfg.freeze_vit:
             self.visual_encoder.requires_grad_(False)
@@ -166,15 +168,19 @@ class BaseModel(nn.Module, ABC):
         features = self.encode_images(images).to(embeddings.dtype)  # [N, P, D]
         return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
 
-    def hidden_states(self, embeddings: Tensor, position_ids: Tensor | None) -> Tensor:
-        """embeddings [R, T, D] -> last hidden states [R, T, D].
+    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """embeddings [R, T, D] -> last hidden states [R, T, D]; lengths of the samples, in order.
 
-        No mask and no cache: transformers then reads packed samples off ``position_ids`` and keeps them apart (a
-        cache or an all-ones mask would let them leak into each other). Right-padded rows need neither.
+        Samples packed into one row are kept apart by ``packed_attention``. Models that cannot be told the lengths get
+        neither mask nor cache: transformers then reads the samples off ``position_ids`` (a cache or an all-ones mask
+        would let them leak into each other). Right-padded rows, one sample each, need nothing: attention is causal.
         """
-        output = self._lm.get_decoder()(
-            inputs_embeds=embeddings, position_ids=position_ids, attention_mask=None, use_cache=False
-        )
+        options: dict[str, Any] = {}
+        if len(lengths) != embeddings.shape[0]:
+            options["position_ids"] = position_ids
+            if self.attends_by_sample:
+                options["sample_lengths"] = tuple(lengths)
+        output = self._lm.get_decoder()(inputs_embeds=embeddings, attention_mask=None, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -182,8 +188,7 @@ class BaseModel(nn.Module, ABC):
         """Summed cross-entropy of the supervised positions; the head sees no other position."""
         with self.autocast():
             embeddings = self.embed(batch.input_ids, batch.images, batch.num_image_positions)
-            one_per_row = len(batch.lengths) == batch.input_ids.shape[0]
-            hidden = self.hidden_states(embeddings, None if one_per_row else batch.position_ids)
+            hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths)
             targets = shifted_labels(batch.labels)  # [R, T]
             rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
             losses = token_losses(hidden[rows, columns], self._lm.get_output_embeddings(), targets[rows, columns])

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_CHUNK_LOGITS = 1 << 22
+
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """Cross-entropy through a frozen linear head; the gradient of the hidden states is made chunk by chunk in the
@@ -40,15 +42,17 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return grad * grad_outputs[0][:, None].to(grad.dtype), None, None, None
 
 
-def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int = 512) -> Tensor:
+def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int = 0) -> Tensor:
     """Cross-entropy per supervised position: hidden [n, D], targets [n] -> [n] float32.
 
-    A frozen, bias-free linear head takes the chunked path; a head that trains takes the ordinary one.
+    A frozen, bias-free linear head takes the chunked path; a head that trains takes the ordinary one. chunk: positions
+    per chunk; 0 = as many as make 16 MB of float32 logits.
     """
     if len(targets) == 0:
         return hidden.float().sum(-1)  # [0], still part of the graph
     bias: Tensor | None = head.bias if isinstance(head, nn.Linear) else None
     if type(head) is nn.Linear and bias is None and not head.weight.requires_grad:
+        chunk = chunk or max(64, _CHUNK_LOGITS // head.out_features)
         losses: Tensor = _FrozenHeadCrossEntropy.apply(hidden, head.weight, targets, chunk)
         return losses
     return functional.cross_entropy(head(hidden).float(), targets, reduction="none")

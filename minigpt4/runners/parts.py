@@ -123,13 +123,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def choose_packing(name: str, device: torch.device) -> str:
-    """'packed' or 'padded'; auto: what is faster on ``device``."""
-    # one row without padding pays where attention over a packed row costs what its samples cost (GPU kernels);
-    # on a CPU it is computed as one dense T x T block
-    if name == "auto":
-        return "packed" if device.type == "cuda" else "padded"
-    return name
+def choose_packing(name: str, model: BaseModel) -> str:
+    """'packed' or 'padded'; auto: packed where attention over a packed row costs what its samples cost."""
+    if name != "auto":
+        return name
+    return "packed" if model.attends_by_sample else "padded"  # else it would be one dense T x T block
 
 
 def _ratios(datasets: list[SampleDataset]) -> list[float]:

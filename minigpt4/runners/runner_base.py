@@ -73,7 +73,7 @@ class RunnerBase:
         report_parts(self.model)
         wrapped = dist.wrap(self.model)
 
-        packing = choose_packing(run.packing, dist.device)
+        packing = choose_packing(run.packing, self.model)
         self.datasets = build_datasets(cfg, self.model, "train")
         self.val_datasets = build_datasets(cfg, self.model, "val")
         self.sampler = build_sampler(cfg, self.datasets, dist)
