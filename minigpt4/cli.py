@@ -1,13 +1,21 @@
-"""Command line: ``minigpt4 train`` and ``minigpt4 chat``. Heavy imports happen after the arguments are read."""
+"""Command line: ``minigpt4 train | chat | ls | cp | env``. Heavy imports happen after the arguments are read."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+TOOLS = {
+    "ls": ("minigpt4.tools.listing", "list the names that a YAML file may use"),
+    "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
+    "env": ("minigpt4.tools.environment", "print versions and hardware for a bug report"),
+}
+"""Command -> module with a ``main(arguments)``, and its line in --help."""
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,14 +82,24 @@ def report_errors(action: Callable[[], int]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the ``minigpt4`` command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["chat"]:  # reads its own flags, --help included
+    if arguments[:1] == ["chat"]:  # this and the tools read their own flags, --help included
         return chat_command(arguments[1:])
+    if arguments and arguments[0] in TOOLS:
+        return report_errors(lambda: tool(arguments[0], arguments[1:]))
     parser = argparse.ArgumentParser(prog="minigpt4", description="Fine-tune and try vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_train_arguments(commands.add_parser("train", help="train a model described by a YAML file"))
     commands.add_parser("chat", help="talk to a model about images")
+    for name, (_, summary) in TOOLS.items():
+        commands.add_parser(name, help=summary)
     given = parser.parse_args(arguments)
     return report_errors(lambda: train(given.cfg_path, given.options, given.resume))
+
+
+def tool(name: str, arguments: Sequence[str]) -> int:
+    """Run one of TOOLS; returns the exit code. Raises MiniGPT4Error for mistakes of the user."""
+    code: int = importlib.import_module(TOOLS[name][0]).main(arguments)
+    return code
 
 
 def chat_command(arguments: Sequence[str], prog: str = "minigpt4 chat", archs: Sequence[str] = ()) -> int:

@@ -37,6 +37,8 @@ from minigpt4.datasets.cards import find_card, known_cards
 
 MODEL_DEFAULTS = PACKAGE_ROOT / "configs" / "models"
 TRACKERS = ("terminal", "jsonl", "wandb", "tensorboard")
+PATCH_SIZES = {"eva_clip_g": 14}
+"""Vision towers whose patches are known before one is built; the others check themselves while they are built."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def _model(file: ConfigFile) -> ModelConfig | None:
     model: ModelConfig | None = build_section(model_class.Config, layers, "model", file.problems)
     if model is None:
         return None
+    _check_patches(file, model)
     changes: dict[str, Any] = {"llama_model": file.language_model(model.llama_model)}
     for key in ("vit_weights", "q_former_model", "ckpt"):
         value = getattr(model, key, "")  # q_former_model belongs to architectures with a Q-Former
@@ -133,6 +136,14 @@ def _model(file: ConfigFile) -> ModelConfig | None:
     if model.prompt_path:
         changes["prompt_path"] = _prompt_file(file, model.prompt_path)
     return dataclasses.replace(model, **changes)
+
+
+def _check_patches(file: ConfigFile, model: ModelConfig) -> None:
+    size = model.vit_config.get("patch_size", PATCH_SIZES.get(model.vit_model))
+    if isinstance(size, int) and size > 0 and model.image_size % size:
+        low = max(model.image_size // size, 1) * size
+        message = f"{model.image_size} is not divisible by the patch size {size} of vit_model '{model.vit_model}'"
+        file.complain("model.image_size", f"{message}; nearest: {low} or {low + size}")
 
 
 def _model_defaults(file: ConfigFile, arch: str, model_type: Any) -> Source | None:
@@ -174,6 +185,9 @@ def _run(file: ConfigFile) -> RunConfig | None:
         return None
     file.named("task", run.task, "run.task")
     file.named("lr_scheduler", run.lr_sched, "run.lr_sched")
+    if run.iters_per_epoch is not None and run.iters_per_epoch < run.accum_grad_iters:
+        message = f"an epoch of {run.iters_per_epoch} is shorter than one window of accum_grad_iters"
+        file.complain("run.iters_per_epoch", f"{message} {run.accum_grad_iters}; a window is one optimiser step")
     for name in run.trackers:
         if name not in TRACKERS:
             message = f"unknown tracker '{name}'{nearest(name, TRACKERS)}; known: {', '.join(TRACKERS)}"

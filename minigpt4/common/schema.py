@@ -12,33 +12,33 @@ from minigpt4.common.errors import ConfigError
 class ModelConfig:
     """``model:`` keys every architecture understands. Keys of the reference keep their names."""
 
-    arch: str = "minigpt_v2"
-    model_type: str = ""
-    image_size: int = 224
+    arch: str = "minigpt_v2"  # registered model
+    model_type: str = ""  # which defaults of arch to start from: configs/models/<arch>-<model_type>.yaml
+    image_size: int = 224  # side of the square input, in pixels; a multiple of the patch size
     vit_model: str = "eva_clip_g"  # eva_clip_g, eva (sizes in vit_config), or any timm name
     vit_config: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the timm class
     vit_weights: str = ""  # file of the vision tower; "" = the published one of vit_model; "random" = none
     vit_precision: str = "auto"  # auto | fp16 | bf16 | fp32
-    drop_path_rate: float = 0.0
-    use_grad_checkpoint: bool = False
-    freeze_vit: bool = True
+    drop_path_rate: float = 0.0  # stochastic depth of the vision tower
+    use_grad_checkpoint: bool = False  # vision blocks are recomputed in the backward pass: less memory, more time
+    freeze_vit: bool = True  # False trains the vision tower too
     llama_model: str = ""  # Hugging Face directory or id of the language model and its tokenizer
     low_resource: bool = False  # int8 weights by bitsandbytes
     load_in_4bit: bool = False  # nf4 weights by bitsandbytes
-    device_8bit: int = 0
-    lora_r: int = 0
-    lora_alpha: int = 16
-    lora_dropout: float = 0.05
-    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    use_grad_checkpoint_llm: bool = False
-    freeze_llm: bool = True
+    device_8bit: int = 0  # accepted for old files; chat takes --gpu-id
+    lora_r: int = 0  # rank of LoRA; 0 turns it off
+    lora_alpha: int = 16  # LoRA's output is scaled by lora_alpha / lora_r
+    lora_dropout: float = 0.05  # dropout in front of LoRA
+    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # linear layers that get LoRA
+    use_grad_checkpoint_llm: bool = False  # the same for the language model's layers
+    freeze_llm: bool = True  # False trains the whole language model
     prompt_path: str = ""  # one prompt per line; lines without <ImageHere> are ignored
-    prompt_template: str = ""
+    prompt_template: str = ""  # text around an instruction; {} is the instruction
     chat_template: bool = False  # wrap instructions in prompt_template while training
     max_txt_len: int = 160  # cap of the answer part, in tokens
     max_context_len: int = 3800  # cap of the prompt part, in positions
-    end_sym: str = "\n"
-    cache_vision: str = "off"
+    end_sym: str = "\n"  # text after every answer; training teaches it, chat stops at it
+    cache_vision: str = "off"  # frozen vision features kept for reuse; off in this version
     ckpt: str = ""  # initial weights (alias: init_from)
 
     def __post_init__(self) -> None:
@@ -62,31 +62,31 @@ class ModelConfig:
 class ProcessorConfig:
     """``vis_processor.train`` or ``text_processor.train`` of a data set."""
 
-    name: str = ""
+    name: str = ""  # registered processor
     image_size: int = 0  # accepted for old files; must equal model.image_size
-    mean: list[float] = field(default_factory=list)
-    std: list[float] = field(default_factory=list)
-    min_scale: float = 0.5
-    max_scale: float = 1.0
-    prompt: str = ""
-    max_words: int = 50
+    mean: list[float] = field(default_factory=list)  # of the image, per channel; [] = the vision tower's
+    std: list[float] = field(default_factory=list)  # of the image, per channel; [] = the vision tower's
+    min_scale: float = 0.5  # accepted for old files; pictures are not cropped
+    max_scale: float = 1.0  # accepted for old files; pictures are not cropped
+    prompt: str = ""  # text in front of every text
+    max_words: int = 50  # longer texts are cut
 
 
 @dataclass(frozen=True)
 class SplitProcessors:
     """Processors per split; ``eval`` falls back to ``train``."""
 
-    train: ProcessorConfig = field(default_factory=ProcessorConfig)
-    eval: ProcessorConfig = field(default_factory=ProcessorConfig)
+    train: ProcessorConfig = field(default_factory=ProcessorConfig)  # of the training split
+    eval: ProcessorConfig = field(default_factory=ProcessorConfig)  # of other splits; without a name that of train
 
 
 @dataclass(frozen=True)
 class ValConfig:
     """``datasets.X.val``: hold out a fraction of the images, or name a file of its own."""
 
-    fraction: float = 0.0
-    group_by: str = "image"
-    ann_path: str = ""
+    fraction: float = 0.0  # share held out; all records of one group fall on one side
+    group_by: str = "image"  # 'image', or any field of a record
+    ann_path: str = ""  # annotation file of the validation split
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,22 @@ class DatasetConfig:
 
     name: str = ""  # filled from the YAML key
     builder: str = "annotations"  # registered builder class
-    type: str = "default"
-    data_type: str = "images"
+    type: str = "default"  # accepted for old files
+    data_type: str = "images"  # images | text
     build_info: dict[str, Any] = field(default_factory=dict)  # checked by the builder
-    format: str = "auto"
-    fields: dict[str, str] = field(default_factory=dict)
-    prompts: list[str] = field(default_factory=list)
-    prompts_file: str = ""
-    vis_processor: SplitProcessors = field(default_factory=SplitProcessors)
-    text_processor: SplitProcessors = field(default_factory=SplitProcessors)
+    format: str = "auto"  # registered format; auto = recognised by the fields of the records
+    fields: dict[str, str] = field(default_factory=dict)  # name the format knows: column of the file
+    prompts: list[str] = field(default_factory=list)  # what to ask; the format says how they are used
+    prompts_file: str = ""  # the same from a text file, one prompt per line
+    vis_processor: SplitProcessors = field(default_factory=SplitProcessors)  # pixels: {train: {name: ...}}
+    text_processor: SplitProcessors = field(default_factory=SplitProcessors)  # cleaning of text: {train: {name: ...}}
     process_text: list[str] = field(default_factory=lambda: ["questions"])  # what text_processor is applied to
-    batch_size: int = 1
-    sample_ratio: float | None = None
+    batch_size: int = 1  # samples per micro-batch and GPU
+    sample_ratio: float | None = None  # relative weight of drawing; 0 leaves the set out; all sets or none
     on_error: str = "raise"  # raise | skip
-    max_bad_fraction: float = 0.0
-    image_backend: str = "exact"
-    val: ValConfig = field(default_factory=ValConfig)
+    max_bad_fraction: float = 0.0  # with skip: more broken samples than this share stop the run
+    image_backend: str = "exact"  # how pictures are decoded; exact = Pillow
+    val: ValConfig = field(default_factory=ValConfig)  # held-out part
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -129,47 +129,47 @@ class DatasetConfig:
 class RunConfig:
     """``run:`` keys. Iteration counts are micro-batches; a window is ``accum_grad_iters`` of them per rank."""
 
-    task: str = "image_text_pretrain"
-    runner: str = "runner_base"
-    lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = 3e-5
-    min_lr: float = 1e-6
+    task: str = "image_text_pretrain"  # registered task
+    runner: str = "runner_base"  # registered runner
+    lr_sched: str = "linear_warmup_cosine_lr"  # registered schedule
+    init_lr: float = 3e-5  # peak learning rate
+    min_lr: float = 1e-6  # lowest learning rate
     warmup_lr: float = -1.0  # negative: starts at init_lr
-    warmup_steps: int = 0
-    lr_decay_rate: float | None = None
-    weight_decay: float = 0.05
-    beta2: float = 0.999
+    warmup_steps: int = 0  # iterations of the linear warm-up, once per run
+    lr_decay_rate: float | None = None  # factor per epoch of linear_warmup_step_lr
+    weight_decay: float = 0.05  # of weight matrices; biases and norms have none
+    beta2: float = 0.999  # of AdamW
     clip_grad_norm: float = 1.0  # 0 turns clipping off
-    max_epoch: int = 1
-    iters_per_epoch: int | None = None
-    accum_grad_iters: int = 1
-    num_workers: int = 0
-    seed: int = 42
-    output_dir: str = "output"
-    job_name: str = ""
+    max_epoch: int = 1  # the run has max_epoch x iters_per_epoch iterations
+    iters_per_epoch: int | None = None  # iterations per epoch and rank; absent = one pass over the data
+    accum_grad_iters: int = 1  # iterations per optimiser step
+    num_workers: int = 0  # loader processes per rank; 0 = none
+    seed: int = 42  # decides order, drawing and dropout
+    output_dir: str = "output"  # where job folders are made
+    job_name: str = ""  # folder below output_dir; empty = name of the YAML file
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
-    packing: str = "auto"  # auto | packed | padded
-    row_tokens: int = 4096
+    packing: str = "auto"  # auto (packed on GPUs) | packed (rows without padding) | padded
+    row_tokens: int = 4096  # longest packed row, in tokens
     recompute: str = "none"  # none | full
-    parallel: str = "ddp"
+    parallel: str = "ddp"  # how ranks work together; ddp
     resume_ckpt_path: str | None = None  # a checkpoint directory, or 'auto'
     save_every: int | None = None  # iterations; absent = once per epoch
-    keep_last: int = 3
-    evaluate: bool = False
-    train_splits: list[str] = field(default_factory=lambda: ["train"])
-    valid_splits: list[str] = field(default_factory=list)
-    test_splits: list[str] = field(default_factory=list)
-    log_freq: int = 10
+    keep_last: int = 3  # newest checkpoints that stay, besides best; 0 keeps all
+    evaluate: bool = False  # validate only
+    train_splits: list[str] = field(default_factory=lambda: ["train"])  # accepted for old files
+    valid_splits: list[str] = field(default_factory=list)  # accepted for old files; write datasets.X.val
+    test_splits: list[str] = field(default_factory=list)  # accepted for old files
+    log_freq: int = 10  # iterations between two lines of the log
     device: str = "auto"  # auto | cuda | cpu
-    distributed: bool = True
-    world_size: int = 1
-    dist_url: str = "env://"
-    use_dist_eval_sampler: bool = True
-    trackers: list[str] = field(default_factory=lambda: ["terminal", "jsonl"])
-    wandb_log: bool = False
-    plugins: list[str] = field(default_factory=list)
-    name: str = ""
-    save_path: str = ""
+    distributed: bool = True  # False refuses to run as one of several processes
+    world_size: int = 1  # accepted for old files; the launcher decides
+    dist_url: str = "env://"  # where ranks meet; env:// = as the launcher says
+    use_dist_eval_sampler: bool = True  # accepted for old files
+    trackers: list[str] = field(default_factory=lambda: ["terminal", "jsonl"])  # terminal | jsonl | wandb | tensorboard
+    wandb_log: bool = False  # True adds wandb to trackers
+    plugins: list[str] = field(default_factory=list)  # modules of your own that register names
+    name: str = ""  # label of an evaluation
+    save_path: str = ""  # where evaluation scripts write
 
     def __post_init__(self) -> None:
         for key in ("max_epoch", "accum_grad_iters", "log_freq", "row_tokens"):
@@ -194,4 +194,4 @@ class Config:
     model: ModelConfig
     datasets: dict[str, DatasetConfig]
     run: RunConfig
-    evaluation_datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation_datasets: dict[str, dict[str, Any]] = field(default_factory=dict)  # for evaluation scripts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import re
 import types
@@ -13,8 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.common.errors import ConfigError, nearest
-from minigpt4.common.yaml_source import Problems, Source, literal
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.yaml_source import Problems, Source, literal, owner_hint
+
+SHORT_LIST = 12
+"""So many names still fit a line that is read; longer lists stand in docs/CONFIG_REFERENCE.md."""
 
 
 def build_section(
@@ -68,7 +72,7 @@ def _without_mistakes(
         where, name = source.where(_below(start, key)), f"{prefix}.{key}"
         hint = hints.get(key)
         if hint is None:
-            problems.add(where, name, f"unknown key{nearest(key, hints)}; allowed: {', '.join(hints)}")
+            problems.add(where, name, _unknown_key(key, hints))
         elif value is None and (dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (dict, list)):
             kept[key] = {} if typing.get_origin(hint) is not list else []
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
@@ -79,6 +83,27 @@ def _without_mistakes(
             found = "nothing (null)" if value is None else f"{value!r} ({_kind(value)})"
             problems.add(where, name, f"found {found}, expected {describe(hint)}")
     return kept
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str:
+    """The complaint about ``key``: near names, or the section it belongs to; all names when they are few."""
+    names = list(known)
+    hint = owner_hint(key) or _near_keys(key, names)  # spelled right, in the wrong section
+    if len(names) <= SHORT_LIST:
+        return f"unknown key{hint}; allowed: {', '.join(names)}"
+    return f"unknown key{hint}; all {len(names)} keys: docs/CONFIG_REFERENCE.md"
+
+
+def _near_keys(key: str, names: Sequence[str]) -> str:
+    """`` (did you mean 'a' or 'b'?)``: names spelled alike, else names that hold the word; may be empty."""
+    close = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
+    if close:
+        best = difflib.SequenceMatcher(None, close[0], key).ratio()
+        close = [name for name in close if difflib.SequenceMatcher(None, name, key).ratio() > best - 0.1]
+    else:
+        word = key.lower()
+        close = [name for name in names if len(word) > 1 and word in name.split("_")][:3]
+    return f" (did you mean {' or '.join(repr(name) for name in close)}?)" if close else ""
 
 
 def _below(start: str, key: str) -> str:
