@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IMAGE_TAG, Batch, Encoded, Turn
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.minigpt4 import MiniGPT4, MiniGPT4Config
@@ -62,9 +63,8 @@ def load_case(name: str) -> Case:
     return Case(name, json.loads((GOLDEN / "models" / f"{name}.json").read_text()))
 
 
-def build_model(case: Case, **changes: Any) -> BaseModel:
-    """The tiny model of a case with the recorded weights, in eval mode."""
-    torch.set_num_threads(1)
+def build_config(case: Case, **changes: Any) -> ModelConfig:
+    """The configuration of a case's tiny model."""
     runtime, published = case.meta["runtime"], case.meta["model"]["cfg"]
     common: dict[str, Any] = {
         "image_size": published["image_size"],
@@ -79,22 +79,26 @@ def build_model(case: Case, **changes: Any) -> BaseModel:
         "chat_template": bool(runtime["chat_template"]),
         **changes,
     }
-    cpu = torch.device("cpu")
-    model: BaseModel
     if case.meta["model"]["arch"] == "minigpt4":
         sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
         qformer = case.meta["model"]["qformer"] or {}
-        cfg = MiniGPT4Config(
+        return MiniGPT4Config(
             has_qformer=published["has_qformer"],
             num_query_token=published.get("num_query_token", 32),
             q_former_model="random",
             qformer_config={key: qformer[key] for key in sizes if key in qformer},
             **common,
         )
-        model = MiniGPT4.from_config(cfg, cpu, torch.float32)
-    else:
-        lora = {"lora_r": published["lora_r"], "lora_alpha": published["lora_alpha"], "lora_dropout": 0.05}
-        model = MiniGPTv2.from_config(MiniGPTv2Config(**{**lora, **common}), cpu, torch.float32)
+    lora = {"lora_r": published["lora_r"], "lora_alpha": published["lora_alpha"], "lora_dropout": 0.05}
+    return MiniGPTv2Config(**{**lora, **common})
+
+
+def build_model(case: Case, **changes: Any) -> BaseModel:
+    """The tiny model of a case with the recorded weights, in eval mode."""
+    torch.set_num_threads(1)
+    cfg = build_config(case, **changes)
+    model_class = MiniGPT4 if isinstance(cfg, MiniGPT4Config) else MiniGPTv2
+    model: BaseModel = model_class.from_config(cfg, torch.device("cpu"), torch.float32)
     model.load_weights(case.tensors("weights"), case.name, complete=True)
     return model
 

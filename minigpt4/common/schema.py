@@ -23,6 +23,7 @@ class ModelConfig:
     use_grad_checkpoint: bool = False  # vision blocks are recomputed in the backward pass: less memory, more time
     freeze_vit: bool = True  # False trains the vision tower too
     llama_model: str = ""  # Hugging Face directory or id of the language model and its tokenizer
+    llama_weights: str = ""  # "" = those of llama_model; "random" = its config.json alone, for tests and measurements
     low_resource: bool = False  # int8 weights by bitsandbytes
     load_in_4bit: bool = False  # nf4 weights by bitsandbytes
     device_8bit: int = 0  # accepted for old files; chat takes --gpu-id
@@ -52,6 +53,10 @@ class ModelConfig:
             raise ConfigError("low_resource (int8) and load_in_4bit exclude each other")
         if self.max_txt_len < 1 or self.max_context_len < 1:
             raise ConfigError("max_txt_len and max_context_len must be >= 1")
+        if self.llama_weights not in ("", "random"):
+            raise ConfigError(f"llama_weights must be empty or random, got '{self.llama_weights}'")
+        if self.llama_weights and (self.low_resource or self.load_in_4bit):
+            raise ConfigError("llama_weights random cannot be quantised; remove low_resource or load_in_4bit")
         if self.vit_precision not in ("auto", "fp16", "bf16", "fp32"):
             raise ConfigError(f"vit_precision must be one of auto, fp16, bf16, fp32; got '{self.vit_precision}'")
         if self.cache_vision != "off":

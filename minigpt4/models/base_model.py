@@ -59,8 +59,10 @@ class BaseModel(nn.Module, ABC):
     @classmethod
     def from_config(cls, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Self:
         """Build, freeze, load ``cfg.ckpt``. ``dtype`` is that of frozen weights and of the arithmetic; what trains is
-        float32. The projection and LoRA start from ``seed`` whatever was drawn before."""
-        state = read_state(Path(cfg.ckpt)) if cfg.ckpt else None  # a wrong path is told before big weights load
+        float32. The projection and LoRA start from ``seed`` whatever was drawn before. On the meta device the model has
+        shapes alone and reads no weights."""
+        has_ckpt = bool(cfg.ckpt) and device.type != "meta"
+        state = read_state(Path(cfg.ckpt)) if has_ckpt else None  # a wrong path is told before big weights load
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             model = cls(cfg, device, dtype)
@@ -203,9 +205,13 @@ class BaseModel(nn.Module, ABC):
 
     def frozen_without_file(self) -> list[tuple[str, nn.Parameter]]:
         """Frozen tensors no file can give back (a randomly built tower): they belong into checkpoints."""
-        if self.cfg.vit_weights != "random" or not self.cfg.freeze_vit:
-            return []
-        return [(n, p) for n, p in self.named_parameters() if n.startswith(("visual_encoder.", "ln_vision."))]
+        parts: tuple[str, ...] = ()
+        if self.cfg.vit_weights == "random" and self.cfg.freeze_vit:
+            parts += ("visual_encoder.", "ln_vision.")
+        if self.cfg.llama_weights == "random" and self.cfg.freeze_llm:
+            parts += ("llama_model.",)
+        frozen = ((name, parameter) for name, parameter in self.named_parameters() if not parameter.requires_grad)
+        return [(canonical_name(name), parameter) for name, parameter in frozen if name.startswith(parts)]
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint stores: published name -> CPU copy."""

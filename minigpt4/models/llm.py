@@ -23,16 +23,32 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The causal LM with its weights in ``dtype`` (never cast up), frozen unless ``freeze_llm`` is False, with LoRA.
 
-    Raises ConfigError when the path is no language model, or a LoRA target is in no layer.
+    On the meta device it has shapes alone, and no weight file is read. Raises ConfigError when the path is no language
+    model, or a LoRA target is in no layer.
     """
+    path = cfg.llama_model
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"model.llama_model: '{path}' holds no config.json")
+    try:
+        is_without_file = device.type == "meta" or cfg.llama_weights == "random"
+        llm = _without_file(path, device, dtype) if is_without_file else _from_files(cfg, device, dtype)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.llama_model: '{path}' is not loadable: {str(error).splitlines()[0]}") from error
+    llm.config.use_cache = False
+    llm.requires_grad_(not cfg.freeze_llm)
+    if cfg.use_grad_checkpoint_llm:
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if cfg.lora_r == 0:
+        return llm
+    with torch.device(device):
+        return _add_lora(llm, cfg)
+
+
+def _from_files(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     transformers_logging: Any = logging
-
-    path = cfg.llama_model
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"model.llama_model: '{path}' holds no config.json")
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
     if cfg.low_resource or cfg.load_in_4bit:
         options["quantization_config"] = _quantisation(cfg, dtype)
@@ -40,17 +56,21 @@ def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.
             options["device_map"] = {"": device.index or 0}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    try:
-        llm: Any = AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.llama_model: '{path}' is not loadable: {str(error).splitlines()[0]}") from error
+    llm: Any = AutoModelForCausalLM.from_pretrained(cfg.llama_model, **options)
     if "quantization_config" not in options:
         llm.to(device)
-    llm.config.use_cache = False
-    llm.requires_grad_(not cfg.freeze_llm)
-    if cfg.use_grad_checkpoint_llm:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return llm if cfg.lora_r == 0 else _add_lora(llm, cfg)
+    return llm
+
+
+def _without_file(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """The architecture of ``config.json`` with random weights, or without any on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device(device):
+        llm: Any = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation="sdpa"
+        )
+    return llm
 
 
 def _quantisation(cfg: ModelConfig, dtype: torch.dtype) -> Any:

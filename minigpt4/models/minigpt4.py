@@ -52,7 +52,7 @@ class MiniGPT4(GenerationMixin, BaseModel):
             self.qformer = build_qformer(self.vision.width, cfg.qformer_config).to(device)
             width, num_tokens = int(self.qformer.config.hidden_size), cfg.num_query_token
             self.query_tokens = nn.Parameter(torch.zeros(1, num_tokens, width, device=device).normal_(std=0.02))
-            if cfg.q_former_model != "random":
+            if cfg.q_former_model != "random" and device.type != "meta":
                 self._load_blip2(cfg)
             if cfg.freeze_qformer:
                 self.qformer.requires_grad_(False)

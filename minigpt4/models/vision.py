@@ -72,10 +72,10 @@ def _build_eva(
     if missing:
         raise ConfigError(f"model.vit_config of vit_model '{cfg.vit_model}' lacks {', '.join(missing)}")
     check_patches(cfg.image_size, int(sizes["patch_size"]))
-    weights = None if cfg.vit_weights == "random" else find_weights(cfg.vit_weights or EVA_FILE, "model.vit_weights")
+    has_file = cfg.vit_weights != "random" and device.type != "meta"  # on meta: shapes alone
+    weights = find_weights(cfg.vit_weights or EVA_FILE, "model.vit_weights") if has_file else None
     # Random initialisation of 39 blocks takes half a minute; with a file the tower starts without memory.
-    build_device = "cpu" if weights is None else "meta"
-    with torch.device(build_device):
+    with torch.device("meta" if has_file or device.type == "meta" else "cpu"):
         tower = Eva(
             img_size=cfg.image_size,
             num_classes=0,
@@ -152,10 +152,16 @@ def _build_timm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> t
         raise ConfigError(
             f"model.vit_model: unknown tower '{cfg.vit_model}'{nearest(cfg.vit_model, timm.list_models())}"
         )
-    vit: Any = timm.create_model(
-        cfg.vit_model, pretrained=not cfg.vit_weights, num_classes=0, img_size=cfg.image_size, **cfg.vit_config
-    )
-    if cfg.vit_weights and cfg.vit_weights != "random":
+    is_skeleton = device.type == "meta"
+    with torch.device("meta" if is_skeleton else "cpu"):
+        vit: Any = timm.create_model(
+            cfg.vit_model,
+            pretrained=not cfg.vit_weights and not is_skeleton,
+            num_classes=0,
+            img_size=cfg.image_size,
+            **cfg.vit_config,
+        )
+    if cfg.vit_weights and cfg.vit_weights != "random" and not is_skeleton:
         path = find_weights(cfg.vit_weights, "model.vit_weights")
         vit.load_state_dict(read_state(path), strict=True)
     grid = vit.patch_embed.grid_size
