@@ -12,6 +12,7 @@ MODULES = (
     "minigpt4.conversation.templates",  # template
     "minigpt4.processors.image",  # processor
     "minigpt4.processors.text",
+    "minigpt4.metrics.answers",  # metric
     "minigpt4.datasets.formats",  # format
     "minigpt4.datasets.builders.align",  # builder
     "minigpt4.datasets.builders.annotations",

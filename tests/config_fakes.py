@@ -74,6 +74,8 @@ def register_fakes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     entries["processor"] = {"eyes": object()}
     entries["task"] = {"pretrain": object(), "image_text_pretrain": object()}
     entries["runner"] = {"steady": Steady, "runner_base": Steady}
+    entries["template"] = {"vicuna_v0": object()}
+    entries["metric"] = {"exact_accuracy": object(), "rouge_l": object()}
     entries["lr_scheduler"] = {"flat": object(), "linear_warmup_cosine_lr": object()}
     monkeypatch.setattr(registry, "_entries", entries)
     cards = folder / "cards"

@@ -35,6 +35,19 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
             "has_qformer: False",
             "face.yaml:4: model.has_qformer: ignored: this architecture has no Q-Former",
         ),
+        ("lora_r: 8", "device_8bit: 0", "face.yaml:4: model.device_8bit: ignored: quantised weights go to the device"),
+        ("max_epoch: 2", "world_size: 1", "face.yaml:13: run.world_size: ignored: the launcher"),
+        ("max_epoch: 2", "use_dist_eval_sampler: True", "face.yaml:13: run.use_dist_eval_sampler: ignored: every held"),
+        ("max_epoch: 2", "train_splits: ['train']", "face.yaml:13: run.train_splits: ignored: every data set trains"),
+        ("max_epoch: 2", "valid_splits: ['val']", "face.yaml:13: run.valid_splits: ignored: what is held out is named"),
+        ("max_epoch: 2", "test_splits: []", "face.yaml:13: run.test_splits: ignored: what is held out is named"),
+        ("max_epoch: 2", "wandb_log: False", "face.yaml:13: run.wandb_log: read as run.trackers: [terminal, jsonl]"),
+        ("batch_size: 2", "type: default", "face.yaml:10: datasets.faces.type: ignored: a data set has one variant"),
+        (
+            "batch_size: 2",
+            "vis_processor: {train: {min_scale: 0.5}}",
+            "face.yaml:10: datasets.faces.vis_processor.train.min_scale: ignored: pictures are not cropped",
+        ),
         ("max_epoch: 2", "rank: 0", "face.yaml:13: run.rank: ignored: the launcher"),
         ("max_epoch: 2", "dist_backend: nccl", "face.yaml:13: run.dist_backend: ignored: nccl on GPUs"),
         ("run:", "preprocess: {vis_processor: {}}\nrun:", "face.yaml:12: preprocess: ignored: processors are chosen"),
@@ -88,9 +101,25 @@ def test_an_alias_that_a_mistake_follows_keeps_its_line(tmp_path: Path) -> None:
         load_config(write(tmp_path, BASE.replace("llama_model: llm_dir", "llm: gone")))
 
 
-def test_keys_of_distributed_runs_are_taken_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    text = BASE + "  world_size: 1\n  dist_url: 'env://'\n  distributed: True\n  use_dist_eval_sampler: False\n"
-    load_config(write(tmp_path, text + "  valid_splits: []\n  test_splits: []\n  train_splits: ['train']\n"))
+def test_a_key_that_stands_in_every_data_set_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = BASE.replace("run:", f"  known:{DATASET}run:").replace("batch_size: 2", "batch_size: 2\n    type: default")
+    load_config(
+        write(
+            tmp_path, text.replace("on_error: skip", "sample_ratio: 1").replace("llm_dir", "llm_dir\n  image_size: 448")
+        )
+    )
+    assert warnings(caplog) == [
+        "face.yaml:12: datasets.faces.type: ignored (and 1 more): a data set has one variant",
+        "face.yaml:20: datasets.known.vis_processor.train.image_size: ignored (and 1 more): it is model.image_size",
+        "face.yaml:20: datasets.known.vis_processor.train.min_scale: ignored: pictures are not cropped",
+        "face.yaml:20: datasets.known.vis_processor.train.max_scale: ignored: pictures are not cropped",
+    ]
+
+
+def test_keys_that_still_mean_something_are_taken_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config(write(tmp_path, BASE + "  dist_url: 'env://'\n  distributed: True\n  evaluate: False\n"))
     assert warnings(caplog) == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.cli import train_command
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from tests.config_fakes import BASE, REPOSITORY, register_fakes, write
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("fakes")
 def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Small registered classes and a folder with one model and one data set."""
     register_fakes(monkeypatch, tmp_path)
+    monkeypatch.setattr("minigpt4.catalog.load", lambda: None)  # the real names stay out
 
 
 def lines(path: Path, options: tuple[str, ...] = ()) -> list[str]:
@@ -202,10 +204,90 @@ MISTAKES: list[tuple[str, str, str, str, list[str]]] = [
         "image size differs",
         "batch_size: 2",
         "vis_processor: {train: {image_size: 3}}",
-        "image_size:",
+        ":10: datasets.faces.vis_processor.train.image_size:",
         ["model.image_size is 224"],
     ),
     ("other type", "batch_size: 2", "type: special", ":10: datasets.faces.type:", ["'special'", "allowed: default"]),
+    (
+        "image size and patches",
+        "lora_r: 8",
+        "image_size: 225",
+        ":4: model.image_size:",
+        ["225 is not divisible by the patch size 14", "nearest: 224 or 238"],
+    ),
+    (
+        "image size and own patches",
+        "lora_r: 8",
+        "vit_config: {patch_size: 10}",
+        ": model.image_size:",
+        ["224 is not divisible by the patch size 10"],
+    ),
+    (
+        "epoch shorter than a window",
+        "max_epoch: 2",
+        "iters_per_epoch: 4\n  accum_grad_iters: 8",
+        ":13: run.iters_per_epoch:",
+        ["an epoch of 4 is shorter than one window of accum_grad_iters 8"],
+    ),
+    ("unknown template", "lora_r: 8", "chat_format: vicuna", ":4: model.chat_format:", ["'vicuna'", "'vicuna_v0'"]),
+    ("template without place", "lora_r: 8", "prompt_template: '[INST]'", ":4: model.prompt_template:", ["'{}' once"]),
+    ("int8 and nf4", "lora_r: 8", "low_resource: True\n  load_in_4bit: True", "model.low_resource:", ["exclude"]),
+    ("unknown way of checking", "max_epoch: 2", "sanity: loud", ":13: run.sanity:", ["raise, warn, off", "'loud'"]),
+    ("unknown metric", "max_epoch: 2", "valid: {metrics: [rogue_l]}", ":13: run.valid.metrics:", ["'rouge_l'", "loss"]),
+    ("unknown key of valid", "max_epoch: 2", "valid: {evry: 3}", ":13: run.valid.evry:", ["'every'", "allowed: every"]),
+    (
+        "nothing to validate on",
+        "max_epoch: 2",
+        "valid: {every: 3}",
+        ":13: run.valid:",
+        ["no data set holds anything out"],
+    ),
+    (
+        "best by what is not measured",
+        "max_epoch: 2",
+        "valid: {best_by: rouge_l}",
+        ":13: run.valid:",
+        ["best_by 'rouge_l' is none of valid.metrics: loss"],
+    ),
+    (
+        "negative patience",
+        "max_epoch: 2",
+        "valid: {patience: -1}",
+        ":13: run.valid:",
+        ["patience must be >= 0, got -1"],
+    ),
+    (
+        "unknown key of a canary",
+        "max_epoch: 2",
+        "valid: {canaries: [{qestion: x}]}",
+        ":13: run.valid.canaries.0.qestion:",
+        ["'question'"],
+    ),
+    (
+        "missing picture of a canary",
+        "max_epoch: 2",
+        "valid: {canaries: [{question: x, image: no.png}]}",
+        "run.valid.canaries.0.image:",
+        ["'no.png' not found"],
+    ),
+    (
+        "canary without question",
+        "max_epoch: 2",
+        "valid: {canaries: [{image: ''}]}",
+        ":13: run.valid.canaries.0:",
+        ["needs a question"],
+    ),
+    ("canary is text", "max_epoch: 2", "valid: {canaries: [hello]}", "run.valid.canaries.0:", ["'hello'", "question"]),
+    ("share out of range", "batch_size: 2", "val: {fraction: 1.5}", ":10: datasets.faces.val:", ["< 1, got 1.5"]),
+    (
+        "held out twice",
+        "batch_size: 2",
+        "val: {fraction: 0.1, ann_path: faces.json}",
+        ":10: datasets.faces.val:",
+        ["exclude each other"],
+    ),
+    ("wandb_log is text", "max_epoch: 2", "wandb_log: on please", ":13: run.wandb_log:", ["true or false"]),
+    ("wrong answer to an error", "on_error: skip", "on_error: ignore", ":11: datasets.faces.on_error:", ["'ignore'"]),
     ("alias beside its key", "lora_r: 8", "llm: llm_dir", ":4: model.llm:", ["another name of 'llama_model'"]),
     ("amp is text", "max_epoch: 2", "amp: half", ":13: run.amp:", ["'half'", "true or false"]),
     ("other name", "batch_size: 2", "name: masks", ":10: datasets.faces.name:", ["'masks'", "'faces'"]),
@@ -215,12 +297,19 @@ MISTAKES: list[tuple[str, str, str, str, list[str]]] = [
 @pytest.mark.parametrize(
     ("old", "new", "place", "words"), [case[1:] for case in MISTAKES], ids=[m[0] for m in MISTAKES]
 )
-def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, old: str, new: str, place: str, words: list[str]) -> None:
+def test_a_mistake_is_one_line_with_its_place_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, place: str, words: list[str]
+) -> None:
     assert BASE.count(old) == 1
-    found = lines(write(tmp_path, BASE.replace(old, new)))
-    assert len(found) == 1, found
-    assert found[0].startswith("face.yaml:") and place in found[0], found[0]
+    code = train_command(["--cfg-path", str(write(tmp_path, BASE.replace(old, new)))])
+    found = capsys.readouterr().err.splitlines()
+    assert code == 2 and len(found) == 1, found
+    assert found[0].startswith("error: face.yaml:") and place in found[0], found[0]
     assert not [word for word in words if word not in found[0]], found[0]
+
+
+def test_there_are_at_least_sixty_kinds_of_mistakes_in_the_table() -> None:
+    assert len({case[0] for case in MISTAKES}) >= 60
 
 
 def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
@@ -252,6 +341,10 @@ def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
         ("model: !!python/object:os.system x\n", ["face.yaml:1: not valid YAML"]),
         ("model: &a\n  x: *a\n", ["face.yaml:1: model.x: an anchor that contains itself"]),
         ("? [a]\n: 1\n", ["a key must be text, found a list"]),
+        (
+            "base_model: x\nadapter: lora\ndatasets: [{path: d}]\n",
+            ["configuration of another program", "base_model, adapter, datasets", "expected the sections model"],
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path: Path, text: str, words: list[str]) -> None:

@@ -10,7 +10,8 @@ import yaml
 
 from minigpt4 import catalog
 from minigpt4.common import logger
-from minigpt4.common.config import TRACKERS, dump_config, load_config
+from minigpt4.common.config import dump_config, load_config
+from minigpt4.common.config_run import TRACKERS
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config
 from minigpt4.common.yaml_source import Problems, read_source, resolve_references

@@ -80,8 +80,6 @@ def test_a_check_before_the_model_knows_the_size_alone(table: dict[str, Any]) ->
         ({"prompts": ["no place for the question"]}, "must hold '{}' once"),
         ({"image_backend": "fast"}, "image_backend: found 'fast', allowed: exact"),
         ({"on_error": "skip"}, "on_error: skip needs max_bad_fraction > 0"),
-        ({"val": {"fraction": 1.5}}, "val.fraction must be in 0..1"),
-        ({"val": {"fraction": 0.1, "ann_path": "x.csv"}}, "val: give fraction or ann_path, not both"),
         ({"val": {"ann_path": "{folder}/val.csv"}}, "val.ann_path: '{folder}/val.csv' not found"),
         ({"prompts_file": "{folder}/none.txt"}, "none.txt' not found"),
         ({"vis_processor": {"train": {"name": "identity"}}}, "vis_processor: 'identity' is of the other kind"),

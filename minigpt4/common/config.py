@@ -17,9 +17,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from minigpt4.common.config_file import ConfigFile
+from minigpt4.common.config_run import check_validation, read_run
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, nearest
-from minigpt4.common.legacy_keys import drop_unused, upgrade_sections
-from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from minigpt4.common.legacy_keys import drop_unused, drop_unused_in_datasets, upgrade_sections
+from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.section import build_section
 from minigpt4.common.types import IMAGE_TAG
 from minigpt4.common.yaml_source import (
@@ -36,7 +37,6 @@ from minigpt4.common.yaml_source import (
 from minigpt4.datasets.cards import find_card, known_cards
 
 MODEL_DEFAULTS = PACKAGE_ROOT / "configs" / "models"
-TRACKERS = ("terminal", "jsonl", "wandb", "tensorboard")
 PATCH_SIZES = {"eva_clip_g": 14}
 """Vision towers whose patches are known before one is built; the others check themselves while they are built."""
 
@@ -63,17 +63,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_data: 
     source = read_source(found, problems)
     apply_options(source, overrides, problems)
     resolve_references(source, problems)
+    _refuse_other_programs(source)
     upgrade_sections(source, lambda name: find_card(name) is not None, problems)
     roots = (Path.cwd(), found.resolve().parent, REPOSITORY_ROOT)
     file = ConfigFile(source, problems, roots, check_data)
     _load_plugins(file)
     model = _model(file)
-    run = _run(file)
+    run = read_run(file)
+    drop_unused_in_datasets(source, model.image_size if model else None, problems)
     datasets = _datasets(file, model)
+    check_validation(file, run, datasets)
     evaluation = _evaluation_datasets(file)
     problems.raise_any()
     assert model is not None and run is not None
     return Config(model=model, datasets=datasets, run=run, evaluation_datasets=evaluation)
+
+
+def _refuse_other_programs(source: Source) -> None:
+    """One line for a file that shares nothing with ours, instead of one per key."""
+    if any(isinstance(source.data.get(name), dict) for name in ("model", "run", "datasets")):
+        return
+    found = ", ".join(list(source.data)[:8]) or "nothing"
+    raise ConfigError(
+        f"{source.label}: is a configuration of another program (found: {found}); expected the sections "
+        "model, datasets and run; `minigpt4 ls config` lists files to start from"
+    )
 
 
 def dump_config(cfg: Config) -> str:
@@ -128,6 +142,8 @@ def _model(file: ConfigFile) -> ModelConfig | None:
     if model is None:
         return None
     _check_patches(file, model)
+    if model.chat_format != "auto":
+        file.named("template", model.chat_format, "model.chat_format")
     changes: dict[str, Any] = {"llama_model": file.language_model(model.llama_model)}
     for key in ("vit_weights", "q_former_model", "ckpt"):
         value = getattr(model, key, "")  # q_former_model belongs to architectures with a Q-Former
@@ -171,31 +187,6 @@ def _prompt_file(file: ConfigFile, value: str) -> str:
     elif Path(path).exists():
         file.complain("model.prompt_path", f"'{value}' is a directory, expected a text file, one prompt per line")
     return path
-
-
-def _run(file: ConfigFile) -> RunConfig | None:
-    content = file.section("run")
-    if content is None:
-        return None
-    runner = file.named("runner", content.get("runner", RunConfig.runner), "run.runner")
-    config_class = getattr(runner, "Config", RunConfig)
-    drop_unused(file.source, "run", content, [item.name for item in dataclasses.fields(config_class)])
-    run: RunConfig | None = build_section(config_class, [(file.source, "run", content)], "run", file.problems)
-    if run is None:
-        return None
-    file.named("task", run.task, "run.task")
-    file.named("lr_scheduler", run.lr_sched, "run.lr_sched")
-    if run.iters_per_epoch is not None and run.iters_per_epoch < run.accum_grad_iters:
-        message = f"an epoch of {run.iters_per_epoch} is shorter than one window of accum_grad_iters"
-        file.complain("run.iters_per_epoch", f"{message} {run.accum_grad_iters}; a window is one optimiser step")
-    for name in run.trackers:
-        if name not in TRACKERS:
-            message = f"unknown tracker '{name}'{nearest(name, TRACKERS)}; known: {', '.join(TRACKERS)}"
-            file.complain("run.trackers", message)
-    resume = run.resume_ckpt_path
-    if resume and resume != "auto" and file.check_data:
-        return dataclasses.replace(run, resume_ckpt_path=file.path("run.resume_ckpt_path", resume))
-    return run
 
 
 def _datasets(file: ConfigFile, model: ModelConfig | None) -> dict[str, DatasetConfig]:
@@ -248,7 +239,7 @@ def _dataset(file: ConfigFile, name: str, block: dict[str, Any], model: ModelCon
     dataset: DatasetConfig | None = build_section(builder.Config, layers, key, file.problems)
     if dataset is None:
         return None
-    _check_names(file, key, dataset, model)
+    _check_names(file, key, dataset)
     before = len(file.problems.lines)
     must_exist = file.check_data and dataset.sample_ratio != 0  # a set that is never drawn needs no files
     dataset = _with_paths(file, key, dataset, must_exist)
@@ -277,19 +268,14 @@ def _card_block(source: Source, name: str) -> tuple[str, dict[str, Any]]:
     return f"datasets.{name}", nested[name]
 
 
-def _check_names(file: ConfigFile, key: str, dataset: DatasetConfig, model: ModelConfig | None) -> None:
+def _check_names(file: ConfigFile, key: str, dataset: DatasetConfig) -> None:
     if dataset.format not in ("", "auto"):
         file.named("format", dataset.format, f"{key}.format")
-    if dataset.type != "default":
-        file.complain(f"{key}.type", f"found '{dataset.type}', allowed: default")
     for group in ("vis_processor", "text_processor"):
         for split in ("train", "eval"):
             processor = getattr(getattr(dataset, group), split)
             if processor.name:
                 file.named("processor", processor.name, f"{key}.{group}.{split}.name")
-            if processor.image_size and model and processor.image_size != model.image_size:
-                message = f"found {processor.image_size}, but model.image_size is {model.image_size}; remove this key"
-                file.complain(f"{key}.{group}.{split}.image_size", message)
 
 
 def _with_paths(file: ConfigFile, key: str, dataset: DatasetConfig, must_exist: bool) -> DatasetConfig:

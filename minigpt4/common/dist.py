@@ -59,6 +59,14 @@ class DistContext:
         torch_dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` on every rank, in rank order."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch_dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Returns when every rank has come here."""
         if self.world_size > 1:

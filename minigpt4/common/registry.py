@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from minigpt4.common.errors import ConfigError, nearest
 
-KINDS = ("model", "builder", "task", "runner", "processor", "format", "template", "lr_scheduler")
+KINDS = ("model", "builder", "task", "runner", "processor", "format", "template", "lr_scheduler", "metric")
 
 T = TypeVar("T")
 

@@ -26,7 +26,6 @@ class ModelConfig:
     llama_weights: str = ""  # "" = those of llama_model; "random" = its config.json alone, for tests and measurements
     low_resource: bool = False  # int8 weights by bitsandbytes
     load_in_4bit: bool = False  # nf4 weights by bitsandbytes
-    device_8bit: int = 0  # accepted for old files; chat takes --gpu-id
     lora_r: int = 0  # rank of LoRA; 0 turns it off
     lora_alpha: int = 16  # LoRA's output is scaled by lora_alpha / lora_r
     lora_dropout: float = 0.05  # dropout in front of LoRA
@@ -39,6 +38,7 @@ class ModelConfig:
     max_txt_len: int = 160  # cap of the answer part, in tokens
     max_context_len: int = 3800  # cap of the prompt part, in positions
     end_sym: str = "\n"  # text after every answer; training teaches it, chat stops at it
+    chat_format: str = "auto"  # how chat writes a conversation: auto (by model_type), or a registered template
     cache_vision: str = "off"  # frozen vision features kept for reuse; off in this version
     ckpt: str = ""  # initial weights (alias: init_from)
 
@@ -68,11 +68,8 @@ class ProcessorConfig:
     """``vis_processor.train`` or ``text_processor.train`` of a data set."""
 
     name: str = ""  # registered processor
-    image_size: int = 0  # accepted for old files; must equal model.image_size
     mean: list[float] = field(default_factory=list)  # of the image, per channel; [] = the vision tower's
     std: list[float] = field(default_factory=list)  # of the image, per channel; [] = the vision tower's
-    min_scale: float = 0.5  # accepted for old files; pictures are not cropped
-    max_scale: float = 1.0  # accepted for old files; pictures are not cropped
     prompt: str = ""  # text in front of every text
     max_words: int = 50  # longer texts are cut
 
@@ -93,6 +90,12 @@ class ValConfig:
     group_by: str = "image"  # 'image', or any field of a record
     ann_path: str = ""  # annotation file of the validation split
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction < 1.0:
+            raise ConfigError(f"val.fraction must be >= 0 and < 1, got {self.fraction}")
+        if self.fraction and self.ann_path:
+            raise ConfigError("val.fraction and val.ann_path exclude each other; keep one")
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -100,7 +103,6 @@ class DatasetConfig:
 
     name: str = ""  # filled from the YAML key
     builder: str = "annotations"  # registered builder class
-    type: str = "default"  # accepted for old files
     data_type: str = "images"  # images | text
     build_info: dict[str, Any] = field(default_factory=dict)  # checked by the builder
     format: str = "auto"  # registered format; auto = recognised by the fields of the records
@@ -129,6 +131,49 @@ class DatasetConfig:
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise ConfigError(f"max_bad_fraction must be in 0..1, got {self.max_bad_fraction}")
 
+    @property
+    def has_held_out(self) -> bool:
+        """Whether a part of the data is kept for validation."""
+        return self.val.fraction > 0 or bool(self.val.ann_path)
+
+
+@dataclass(frozen=True)
+class CanaryConfig:
+    """A question asked at every validation, to watch the answer change."""
+
+    question: str = ""  # what is asked
+    image: str = ""  # picture file; "" = a question without a picture
+
+
+@dataclass(frozen=True)
+class ValidConfig:
+    """``run.valid``: what is measured on the held-out parts (``datasets.X.val``), and what depends on it."""
+
+    every: int | None = None  # iterations between validations; absent = at every checkpoint
+    metrics: list[str] = field(default_factory=lambda: ["loss"])  # loss, and registered metrics of generated answers
+    best_by: str = ""  # what decides 'best': a metric, or metric/data set; "" = the first of metrics
+    patience: int = 0  # validations without a better value that end the run; 0 = never
+    max_samples: int = 256  # per data set, whose answers are generated
+    max_new_tokens: int = 64  # longest generated answer
+    canaries: list[CanaryConfig] = field(default_factory=list)  # questions of your own, asked at every validation
+    num_canaries: int = 2  # held-out samples asked besides
+
+    def __post_init__(self) -> None:
+        for key, least in (("patience", 0), ("num_canaries", 0), ("max_samples", 1), ("max_new_tokens", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"valid.{key} must be >= {least}, got {getattr(self, key)}")
+        if self.every is not None and self.every < 1:
+            raise ConfigError(f"valid.every must be >= 1, got {self.every}")
+        if not self.metrics:
+            raise ConfigError("valid.metrics is empty; write [loss], or leave it out")
+        if self.best_by and self.best_by.partition("/")[0] not in self.metrics:
+            raise ConfigError(f"valid.best_by '{self.best_by}' is none of valid.metrics: {', '.join(self.metrics)}")
+
+    @property
+    def decides(self) -> str:
+        """The metric, or metric/data set, that decides which checkpoint is best."""
+        return self.best_by or self.metrics[0]
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -153,7 +198,7 @@ class RunConfig:
     output_dir: str = "output"  # where job folders are made
     job_name: str = ""  # folder below output_dir; empty = name of the YAML file
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
-    packing: str = "auto"  # auto (packed on GPUs) | packed (rows without padding) | padded
+    packing: str = "auto"  # auto | packed (rows without padding) | padded
     row_tokens: int = 4096  # longest packed row, in tokens
     recompute: str = "none"  # none | full
     parallel: str = "ddp"  # how ranks work together; ddp
@@ -161,17 +206,13 @@ class RunConfig:
     save_every: int | None = None  # iterations; absent = once per epoch
     keep_last: int = 3  # newest checkpoints that stay, besides best; 0 keeps all
     evaluate: bool = False  # validate only
-    train_splits: list[str] = field(default_factory=lambda: ["train"])  # accepted for old files
-    valid_splits: list[str] = field(default_factory=list)  # accepted for old files; write datasets.X.val
-    test_splits: list[str] = field(default_factory=list)  # accepted for old files
+    valid: ValidConfig = field(default_factory=ValidConfig)  # measurements on the held-out parts
+    sanity: str = "raise"  # what a failed check of labels and first loss does: raise | warn | off
     log_freq: int = 10  # iterations between two lines of the log
     device: str = "auto"  # auto | cuda | cpu
     distributed: bool = True  # False refuses to run as one of several processes
-    world_size: int = 1  # accepted for old files; the launcher decides
     dist_url: str = "env://"  # where ranks meet; env:// = as the launcher says
-    use_dist_eval_sampler: bool = True  # accepted for old files
     trackers: list[str] = field(default_factory=lambda: ["terminal", "jsonl"])  # terminal | jsonl | wandb | tensorboard
-    wandb_log: bool = False  # True adds wandb to trackers
     plugins: list[str] = field(default_factory=list)  # modules of your own that register names
     name: str = ""  # label of an evaluation
     save_path: str = ""  # where evaluation scripts write
@@ -187,6 +228,7 @@ class RunConfig:
             ("packing", ("auto", "packed", "padded")),
             ("recompute", ("none", "full")),
             ("parallel", ("ddp",)),
+            ("sanity", ("raise", "warn", "off")),
         ):
             if getattr(self, key) not in allowed:
                 raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got '{getattr(self, key)}'")

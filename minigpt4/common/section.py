@@ -77,11 +77,33 @@ def _without_mistakes(
             kept[key] = {} if typing.get_origin(hint) is not list else []
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             kept[key] = _without_mistakes(hint, source, _below(start, key), value, name, problems)
+        elif (item := _item_class(hint)) is not None and isinstance(value, list):
+            kept[key] = _items(item, source, _below(start, key), value, name, problems)
         elif _fits(cls, {key: value}):
             kept[key] = value
         else:
             found = "nothing (null)" if value is None else f"{value!r} ({_kind(value)})"
             problems.add(where, name, f"found {found}, expected {describe(hint)}")
+    return kept
+
+
+def _item_class(hint: Any) -> type[Any] | None:
+    """The dataclass of ``list[dataclass]``, else None."""
+    inner = typing.get_args(hint) if typing.get_origin(hint) is list else ()
+    return inner[0] if inner and dataclasses.is_dataclass(inner[0]) else None
+
+
+def _items(
+    cls: type[Any], source: Source, start: str, values: Sequence[Any], prefix: str, problems: Problems
+) -> list[dict[str, Any]]:
+    kept = []
+    for number, value in enumerate(values):
+        place, name = f"{start}.{number}", f"{prefix}.{number}"
+        if isinstance(value, Mapping):
+            kept.append(_without_mistakes(cls, source, place, value, name, problems))
+        else:
+            keys = ", ".join(item.name for item in dataclasses.fields(cls))
+            problems.add(source.where(place), name, f"found {value!r}, expected a mapping with the keys {keys}")
     return kept
 
 

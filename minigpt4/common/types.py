@@ -29,13 +29,26 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class BadRecord:
+    """A record that could not be read and was passed over."""
+
+    dataset: str
+    index: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One training example. ``images``: one tensor per IMAGE_TAG over all turns, [3, S, S] float32, normalised."""
+    """One training example. ``images``: one tensor per IMAGE_TAG over all turns, [3, S, S] float32, normalised.
+
+    ``passed_over``: broken records in whose place this one stands.
+    """
 
     turns: tuple[Turn, ...]
     images: tuple[Tensor, ...]
     sample_id: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    passed_over: tuple[BadRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,7 @@ class Batch:
     labels        [R, T] long; IGNORE_INDEX except answer tokens; the first token of a sample is IGNORE_INDEX.
     images        [N, 3, S, S] float32; N may be 0.
     lengths       per sample, in order of appearance.
+    passed_over   broken records that others stand in for.
     """
 
     input_ids: Tensor
@@ -71,6 +85,7 @@ class Batch:
     num_target_tokens: int
     sample_ids: tuple[str, ...] = ()
     num_image_positions: int = -1
+    passed_over: tuple[BadRecord, ...] = ()
 
     def __post_init__(self) -> None:
         # Counted once, on the CPU, so that the model can check it without a device synchronisation.

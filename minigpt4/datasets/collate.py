@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.common.types import IGNORE_INDEX, Batch, Encoded, Sample
+from minigpt4.common.types import IGNORE_INDEX, BadRecord, Batch, Encoded, Sample
 from minigpt4.datasets.sampler import WindowSampler
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class _Item:
     encoded: Encoded
     images: tuple[Tensor, ...]
     sample_id: str
+    passed_over: tuple[BadRecord, ...]
 
     def __len__(self) -> int:
         return len(self.encoded.ids)
@@ -81,7 +82,7 @@ def _encode(sample: Sample, encoder: Encoder) -> _Item:
         raise DataError(f"sample '{sample.sample_id}': {error}") from error
     if encoded.num_images > len(sample.images):
         raise DataError(f"sample '{sample.sample_id}': {encoded.num_images} image tags, {len(sample.images)} images")
-    return _Item(encoded, sample.images[: encoded.num_images], sample.sample_id)
+    return _Item(encoded, sample.images[: encoded.num_images], sample.sample_id, sample.passed_over)
 
 
 def _batch(rows: Sequence[Sequence[_Item]], pad_id: int) -> Batch:
@@ -109,6 +110,7 @@ def _batch(rows: Sequence[Sequence[_Item]], pad_id: int) -> Batch:
         lengths=tuple(len(item) for item in items),
         num_target_tokens=int((labels != IGNORE_INDEX).sum()),
         sample_ids=tuple(item.sample_id for item in items),
+        passed_over=tuple(bad for item in items for bad in item.passed_over),
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from minigpt4.common.errors import DataError, nearest
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Sample, Turn
+from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Turn
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.formats import Format
 from minigpt4.processors.base import ImageProcessor, TextProcessor
@@ -153,15 +153,19 @@ class MapDataset(ABC):
         """A sample as a pure function of its arguments. Raises DataError with data set, file and place."""
         if not 0 <= index < len(self):
             raise IndexError(index)
+        passed_over: list[BadRecord] = []
         for offset in range(len(self)):
             current = (index + offset) % len(self)
             try:
-                return self.load(current, Random(f"{seed}/{self.name}/{pass_index}/{current}"))
+                sample = self.load(current, Random(f"{seed}/{self.name}/{pass_index}/{current}"))
             except DataError as error:
                 message = f"dataset '{self.name}', {self.where(current)}: {error}"
                 if self.cfg.on_error == "raise":
                     raise DataError(message) from error
                 self._count_bad(current, message)
+                passed_over.append(BadRecord(self.name, current, message))
+            else:
+                return replace(sample, passed_over=tuple(passed_over)) if passed_over else sample
         raise DataError(f"dataset '{self.name}': none of its {len(self)} samples can be read")
 
     def _count_bad(self, index: int, message: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def is_exact(answer: str, reference: str) -> bool:
     """Equal but for case, surrounding space and a final full stop."""
-    return _plain(answer) == _plain(reference)
+    return plain(answer) == plain(reference)
 
 
 def exact_accuracy(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -21,7 +21,7 @@ def exact_accuracy(answers: Sequence[str], references: Sequence[str]) -> float:
 
 def majority_accuracy(references: Sequence[str]) -> float:
     """What always giving the most frequent reference would score."""
-    counts = Counter(_plain(reference) for reference in references)
+    counts = Counter(plain(reference) for reference in references)
     return max(counts.values()) / len(references)
 
 
@@ -36,5 +36,6 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """How answers are compared: without case, surrounding space and a final full stop."""
     return text.strip().rstrip(".").strip().casefold()

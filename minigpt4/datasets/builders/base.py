@@ -153,10 +153,6 @@ class DatasetBuilder(ABC):
             problems.append(f"image_backend: found '{cfg.image_backend}', allowed: exact")
         if cfg.on_error == "skip" and cfg.max_bad_fraction == 0:
             problems.append("on_error: skip needs max_bad_fraction > 0, the share of samples that may be broken")
-        if cfg.val.fraction and cfg.val.ann_path:
-            problems.append("val: give fraction or ann_path, not both")
-        if not 0.0 <= cfg.val.fraction < 1.0:
-            problems.append(f"val.fraction must be in 0..1, got {cfg.val.fraction}")
         if cfg.prompts_file and not Path(cfg.prompts_file).is_file():
             problems.append(f"prompts_file: '{cfg.prompts_file}' not found")
         elif cfg.prompts_file and not self._prompts(""):

@@ -1,0 +1,56 @@
+"""Scores of generated answers by name (registry kind 'metric'); what ``run.valid.metrics`` may list besides loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import registry
+from minigpt4.metrics.accuracy import exact_accuracy, plain
+
+Score = Callable[[Sequence[str], Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class AnswerMetric:
+    """``score``: answers and their references -> a number, higher is better."""
+
+    description: str
+    score: Score
+
+
+def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Mean F1 over the labels that occur among the references (scikit-learn); any other answer is wrong."""
+    try:
+        from sklearn.metrics import f1_score
+    except ImportError as error:
+        raise ConfigError("metric macro_f1 needs a package that is not installed; run: pip install scikit-learn") from (
+            error
+        )
+    truth = [plain(reference) for reference in references]
+    labels = sorted(set(truth))
+    given = [plain(answer) for answer in answers]
+    return float(f1_score(truth, given, labels=labels, average="macro", zero_division=0.0))
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Mean ROUGE-L F-measure (Lin 2004, torchmetrics) for answers of a sentence or more."""
+    try:
+        from torchmetrics.functional.text import rouge_score
+    except ImportError as error:
+        raise ConfigError("metric rouge_l needs a package that is not installed; run: pip install torchmetrics") from (
+            error
+        )
+    return float(rouge_score(list(answers), list(references), rouge_keys="rougeL")["rougeL_fmeasure"])
+
+
+METRICS = {
+    "exact_accuracy": AnswerMetric(
+        "share of answers equal to the reference but for case and a full stop", exact_accuracy
+    ),
+    "macro_f1": AnswerMetric("mean F1 over the labels; rare ones count as much as frequent ones", macro_f1),
+    "rouge_l": AnswerMetric("overlap of word sequences with the reference, for longer answers", rouge_l),
+}
+for _name, _metric in METRICS.items():
+    registry.register("metric", _name)(_metric)
