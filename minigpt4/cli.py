@@ -27,9 +27,14 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on from a checkpoint or job folder; auto = newest job of this name"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show data, batch, parameters and one example per data set; no weights are read, nothing is trained",
+    )
 
 
-def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None) -> int:
+def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None, is_dry: bool = False) -> int:
     """Run one training on this rank; returns the exit code. Raises MiniGPT4Error for mistakes of the user."""
     # must be set before CUDA is initialised: rows differ in length, and fixed segments would fragment the memory
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -47,6 +52,10 @@ def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None)
     cfg = load_config(cfg_path, overrides)
     if not cfg.run.job_name:
         cfg = replace(cfg, run=replace(cfg.run, job_name=Path(cfg_path).stem))
+    if is_dry:
+        from minigpt4.runners.dry_run import dry_run
+
+        return dry_run(cfg)
     context = dist.init(cfg.run)
     try:
         code: int = registry.get("runner", cfg.run.runner)(cfg, context).train()
@@ -60,7 +69,7 @@ def train_command(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="train.py", description="Train a model described by a YAML file.")
     add_train_arguments(parser)
     given = parser.parse_args(arguments)
-    return report_errors(lambda: train(given.cfg_path, given.options, given.resume))
+    return report_errors(lambda: train(given.cfg_path, given.options, given.resume, given.dry_run))
 
 
 def report_errors(action: Callable[[], int]) -> int:
@@ -93,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, summary) in TOOLS.items():
         commands.add_parser(name, help=summary)
     given = parser.parse_args(arguments)
-    return report_errors(lambda: train(given.cfg_path, given.options, given.resume))
+    return report_errors(lambda: train(given.cfg_path, given.options, given.resume, given.dry_run))
 
 
 def tool(name: str, arguments: Sequence[str]) -> int:

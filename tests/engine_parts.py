@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minigpt4 import catalog
 from minigpt4.common.dist import DistContext
 from minigpt4.common.optim import build_optimizer
 from minigpt4.common.registry import registry
-from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig, ValConfig
-from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Sample, Turn
+from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig, ValConfig, ValidConfig
+from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Encoded, Sample, Turn
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.models.base_model import LossOutput
+from minigpt4.models.generation import GenerateOptions
 from minigpt4.tasks.base_task import Training
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 
+catalog.load()
 CPU = torch.device("cpu")
 SIZE = 4
 TASK = ImageTextPretrainTask()
@@ -44,6 +47,9 @@ class LetterTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids if i > 2)
+
+    def spell(self, ids: Sequence[int]) -> str:
+        return "".join({1: "<s>", 2: "</s>"}.get(i, chr(i)) for i in ids)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,12 @@ class TinyModel(nn.Module):
         ).view_as(targets)
         return LossOutput(losses.sum(), losses.sum(1), int((targets != IGNORE_INDEX).sum()))
 
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> list[str]:
+        """One letter that depends on the weights and on the prompt: the likeliest word after it."""
+        bias = self.head(torch.tanh(self.mix(self.embedding(torch.tensor([prompt.ids[-2] for prompt in prompts])))))
+        return [chr(int(best)) for best in bias.argmax(-1)]
+
     def trainable_parameters_by_name(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
@@ -142,7 +154,10 @@ class TinyBuilder:
 
 
 def tiny_config(folder: Path, dropout: float = 0.0, with_val: bool = False, **run: Any) -> Config:
-    """Two data sets of 14 and 9 records; 2 epochs of 4 windows of 2 micro-batches unless ``run`` says otherwise."""
+    """Two data sets of 14 and 9 records; 2 epochs of 4 windows of 2 micro-batches unless ``run`` says otherwise.
+
+    ``valid`` may be a mapping of the keys of ``run.valid``.
+    """
     val = ValConfig(fraction=0.2) if with_val else ValConfig()
     one = DatasetConfig(
         name="one", builder="tiny_engine", build_info={"size": 14}, batch_size=3, sample_ratio=2.0, val=val
@@ -160,8 +175,11 @@ def tiny_config(folder: Path, dropout: float = 0.0, with_val: bool = False, **ru
         "log_freq": 1,
         "device": "cpu",
         "trackers": ["jsonl"],
+        "sanity": "off",  # the weights are random
         **run,
     }
+    if isinstance(settings.get("valid"), dict):
+        settings["valid"] = ValidConfig(**settings["valid"])
     return Config(TinyConfig(dropout=dropout), {"one": one, "two": two}, RunConfig(**settings))
 
 

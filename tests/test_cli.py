@@ -33,7 +33,7 @@ def test_train_gets_path_options_and_resume(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = ["--cfg-path", "a.yaml", "--options", "run.seed=1", "model.arch=minigpt4", "--resume", "auto"]
     assert cli.main(["train", *arguments]) == 0
     assert cli.train_command(arguments) == 0
-    assert calls == [("a.yaml", ["run.seed=1", "model.arch=minigpt4"], "auto")] * 2
+    assert calls == [("a.yaml", ["run.seed=1", "model.arch=minigpt4"], "auto", False)] * 2
 
 
 def test_a_users_mistake_is_printed_line_by_line_without_a_traceback(

@@ -25,6 +25,7 @@ from tests.engine_parts import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # the schedule counts micro-batches per rank, of which two ranks need half: a constant rate compares the gradients
+METRICS = ["loss", "exact_accuracy"]
 CONSTANT: dict[str, Any] = {"min_lr": 1e-2, "warmup_steps": 0, "with_val": True}
 
 
@@ -43,7 +44,8 @@ def _environment(rank: int, port: int) -> dict[str, str]:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
     """Folder and exit codes of a run on two ranks; rank 1 gets a SIGTERM in window 7 of 8."""
     folder = tmp_path_factory.mktemp("two")
-    settings = json.dumps({**CONSTANT, "accum_grad_iters": 2, "iters_per_epoch": 8, "uneven": True, "term_at": 6})
+    counts = {"accum_grad_iters": 2, "iters_per_epoch": 8, "valid": {"every": 8, "metrics": METRICS}}
+    settings = json.dumps({**CONSTANT, **counts, "uneven": True, "term_at": 6})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +62,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("one")
-    cfg = tiny_config(folder, **CONSTANT, accum_grad_iters=4, iters_per_epoch=16, max_epoch=2)
+    valid = {"every": 16, "metrics": METRICS}
+    cfg = tiny_config(folder, **CONSTANT, accum_grad_iters=4, iters_per_epoch=16, max_epoch=2, valid=valid)
     runner = RunnerBase(cfg, single("cpu"))
     runner.plan = type(runner.plan)(4, 7, 1)  # the seven windows that the two ranks get to
     assert runner.train() == 0
@@ -83,9 +86,14 @@ def test_two_ranks_equal_one_rank_with_twofold_accumulation(two_ranks: tuple[Pat
 
 
 def test_validation_is_shared_and_complete(two_ranks: tuple[Path, list[int]], one_rank: Path) -> None:
-    both, alone = read_checkpoint(_job(two_ranks[0])), read_checkpoint(_job(one_rank))
-    assert both.manifest["metrics"]["val_loss"] == pytest.approx(alone.manifest["metrics"]["val_loss"], abs=1e-5)
-    assert both.manifest["world_size"] == 2
+    events = [read_log(_job(folder) / "log.txt") for folder in (two_ranks[0], one_rank)]
+    both, alone = (next(row for row in rows if row.get("event") == "validation") for rows in events)
+    assert both["window"] == alone["window"] == 4
+    for name in ("val_loss", "val_exact_accuracy"):
+        assert both[name] == pytest.approx(alone[name], abs=1e-5)
+    both, alone = (next(row for row in rows if row.get("event") == "canaries") for rows in events)
+    assert both == alone and len(both["answers"]) == 2
+    assert read_checkpoint(_job(two_ranks[0])).manifest["world_size"] == 2
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_window(two_ranks: tuple[Path, list[int]]) -> None:

@@ -182,7 +182,7 @@ def test_validation_reads_each_record_of_the_split_once(tmp_path: Path) -> None:
         return forward(batch)
 
     runner.model.forward = watched  # type: ignore[method-assign]
-    values = runner._validate()
+    values = runner.validator.run(runner.training).values
     assert sorted(seen) == [f"one/{index}" for index in range(5)]
     assert values["val_loss"] == values["val_loss/one"] > 0
 
@@ -200,18 +200,6 @@ def test_iters_per_epoch_is_rounded_up_to_whole_windows_with_a_word(
         runner = RunnerBase(tiny_config(tmp_path, iters_per_epoch=7), single("cpu"))
     assert runner.plan.windows_per_epoch == 4
     assert "rounded up to 8" in caplog.text
-
-
-def test_the_header_says_sizes_passes_and_truncated_answers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg = tiny_config(tmp_path)
-    with caplog.at_level("INFO", "minigpt4"):
-        RunnerBase(replace(cfg, model=replace(cfg.model, max_txt_len=6)), single("cpu"))
-    assert "effective batch 5.3 samples = 2.67 per micro-batch x 2 accumulated x 1 ranks" in caplog.text
-    assert "raise model.max_txt_len" in caplog.text
-    # 16 micro-batches, two thirds of them 3 samples of 14
-    assert "2.29 passes" in caplog.text
 
 
 def test_a_tracker_whose_package_is_absent_is_named_before_anything_is_built(

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from minigpt4.common import logger
+from minigpt4.common.curve import _smoothed, draw_curve
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logger import RunInfo, WindowRecord, build_trackers, draw_curve, read_log
+from minigpt4.common.logger import RunInfo, WindowRecord, build_trackers, read_log
 
 RECORD = WindowRecord(
     window=1, epoch=0, iteration=8, loss=2.0, loss_avg=2.5, lr=3e-5, grad_norm=1.0, samples=16, target_tokens=400,
@@ -120,4 +121,4 @@ def test_the_curve_is_drawn_from_the_log_and_replaced_whole(tmp_path: Path) -> N
 
 
 def test_smoothing_has_no_bias_at_the_start() -> None:
-    assert logger._smoothed([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])
+    assert _smoothed([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 console = Console()
 LOG_FILE = "log.txt"
-CURVE_FILE = "training_curve.png"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,12 @@ class Tracker(Protocol):
 
     def metrics(self, window: int, values: Mapping[str, float]) -> None:
         """After a validation."""
+
+    def answers(self, window: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """After a validation with canaries: source, question, reference and answer of each."""
+
+    def busy(self, text: str) -> None:
+        """While something else than training is going on."""
 
     def close(self) -> None:
         """After the last window, also when the run was stopped."""
@@ -138,6 +143,17 @@ class TerminalTracker:
         """One line."""
         log.info("window %d  %s", window, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
+    def answers(self, window: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """One line per canary."""
+        for row in rows:
+            reference = f"  (reference: {_short(row['reference'])})" if row["reference"] else ""
+            log.info("canary %s: %s -> %s%s", row["source"], _short(row["question"]), _short(row["answer"]), reference)
+
+    def busy(self, text: str) -> None:
+        """Says on the bar what is going on."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=text)
+
     def close(self) -> None:
         """Takes the bar away."""
         if self._bar is not None:
@@ -171,6 +187,13 @@ class JsonlTracker:
     def metrics(self, window: int, values: Mapping[str, float]) -> None:
         """One line with ``event: validation``."""
         self._append({"event": "validation", "window": window, **values})
+
+    def answers(self, window: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """One line with ``event: canaries``."""
+        self._append({"event": "canaries", "window": window, "answers": [dict(row) for row in rows]})
+
+    def busy(self, text: str) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Every line is on disk already."""
@@ -214,6 +237,17 @@ class WandbTracker:
         """Validation numbers at their window."""
         self._run.log(dict(values), step=window)
 
+    def answers(self, window: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """A table of the window's answers."""
+        import wandb
+
+        columns: list[str | int] = ["source", "question", "reference", "answer"]
+        table = wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in rows])
+        self._run.log({"canaries": table}, step=window)
+
+    def busy(self, text: str) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Sends what is left."""
         self._run.finish()
@@ -245,6 +279,15 @@ class TensorboardTracker:
         """One scalar per number."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, window)
+
+    def answers(self, window: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """One text per canary."""
+        for row in rows:
+            text = f"{row['question']}\n\n**{row['answer']}**\n\n(reference: {row['reference']})"
+            self._writer.add_text(f"canaries/{row['source']}", text, window)
+
+    def busy(self, text: str) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Writes what is left."""
@@ -331,41 +374,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_curve(job_dir: Path) -> None:
-    """``training_curve.png`` from log.txt: loss (raw, smoothed), learning rate, throughput; no records, no file."""
-    path = job_dir / LOG_FILE
-    rows = [row for row in read_log(path) if "loss" in row] if path.is_file() else []
-    if not rows:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 9), layout="constrained")  # without pyplot: Agg, no display, no global state
-    loss, rate, speed = figure.subplots(3, 1, sharex=True)
-    windows = [row["window"] for row in rows]
-    loss.plot(windows, [row["loss"] for row in rows], alpha=0.35, label="window")
-    loss.plot(windows, _smoothed([row["loss"] for row in rows]), label="smoothed")
-    checks = [row for row in read_log(path) if row.get("event") == "validation"]
-    if checks:
-        loss.plot([row["window"] for row in checks], [row["val_loss"] for row in checks], "o-", label="validation")
-    loss.set_ylabel("loss per target token")
-    loss.legend()
-    rate.plot(windows, [row["lr"] for row in rows])
-    rate.set_ylabel("learning rate")
-    speed.plot(windows, [row["samples_per_s"] for row in rows])
-    speed.set_ylabel("samples / s")
-    speed.set_xlabel("window (optimiser steps)")
-    draft = job_dir / f".{CURVE_FILE}"
-    figure.savefig(draft, format="png")
-    os.replace(draft, job_dir / CURVE_FILE)
-
-
-def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential mean without the start's bias (Kingma & Ba 2015, section 3)."""
-    mean, smooth = 0.0, []
-    for count, value in enumerate(values, 1):
-        mean = weight * mean + (1 - weight) * value
-        smooth.append(mean / (1 - weight**count))
-    return smooth
+def _short(text: str, limit: int = 160) -> str:
+    shown = " ".join(text.split())
+    return shown if len(shown) <= limit else f"{shown[: limit - 6]} [...]"
 
 
 def _clock(seconds: float) -> str:

@@ -90,7 +90,7 @@ def _without_mistakes(
 def _item_class(hint: Any) -> type[Any] | None:
     """The dataclass of ``list[dataclass]``, else None."""
     inner = typing.get_args(hint) if typing.get_origin(hint) is list else ()
-    return inner[0] if inner and dataclasses.is_dataclass(inner[0]) else None
+    return inner[0] if inner and isinstance(inner[0], type) and dataclasses.is_dataclass(inner[0]) else None
 
 
 def _items(

@@ -34,6 +34,26 @@ class Encoder:
     max_txt_len: int = 160
     max_context_len: int = 3800
 
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Texts that end an answer besides the end token: the end symbol, unless it is that token."""
+        is_end_token = self.tokenizer.encode(self.end_sym) == [self.tokenizer.eos_id]
+        return () if is_end_token or not self.end_sym else (self.end_sym,)
+
+    def spell(self, ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
+        """Pieces of text and whether they are supervised; special tokens are spelled, an image is '[image x 64]'."""
+        pieces: list[tuple[str, bool]] = []
+        start = 0
+        for end in range(1, len(ids) + 1):
+            kind = (ids[start] == IMAGE_TOKEN, labels[start] != IGNORE_INDEX)
+            if end < len(ids) and (ids[end] == IMAGE_TOKEN, labels[end] != IGNORE_INDEX) == kind:
+                continue
+            is_image, is_supervised = kind
+            text = f"[image x {end - start}]" if is_image else self.tokenizer.spell(ids[start:end])
+            pieces.append((text, is_supervised))
+            start = end
+        return pieces
+
     def encode_turns(self, turns: Sequence[Turn]) -> Encoded:
         """Training ids and labels of one sample; only answers and their end symbols are supervised."""
         if not turns:

@@ -39,6 +39,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text of ids with special tokens written out, for people."""
+
 
 class LlamaTokenizer:
     """The rule of Llama's original tokenizer (and of transformers 4.30, use_fast=False).
@@ -80,6 +83,16 @@ class LlamaTokenizer:
         """Text of ``ids`` without special tokens; bytes of unknown characters are joined."""
         return str(self._sp.decode([int(i) for i in ids if int(i) > 2]))
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` with ``<s>`` and ``</s>`` written out."""
+        names = {number: name for name, number in _LLAMA_SPECIAL.items()}
+        text, plain = "", [int(i) for i in ids]
+        while plain:
+            count = next((place for place, i in enumerate(plain) if i in names), len(plain))
+            text += str(self._sp.decode(plain[:count])) if count else names[plain[0]]
+            plain = plain[count or 1 :]
+        return text
+
 
 class HuggingFaceTokenizer:
     """Any tokenizer that ``AutoTokenizer`` loads (Llama 3, Qwen, Phi, ...)."""
@@ -103,6 +116,10 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` with special tokens written out."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
 
 def load_tokenizer(path: str) -> Tokenizer:

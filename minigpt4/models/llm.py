@@ -31,17 +31,18 @@ def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.
         raise ConfigError(f"model.llama_model: '{path}' holds no config.json")
     try:
         is_without_file = device.type == "meta" or cfg.llama_weights == "random"
-        llm = _without_file(path, device, dtype) if is_without_file else _from_files(cfg, device, dtype)
+        llm: Any = _without_file(path, device, dtype) if is_without_file else _from_files(cfg, device, dtype)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.llama_model: '{path}' is not loadable: {str(error).splitlines()[0]}") from error
     llm.config.use_cache = False
     llm.requires_grad_(not cfg.freeze_llm)
     if cfg.use_grad_checkpoint_llm:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if cfg.lora_r == 0:
-        return llm
-    with torch.device(device):
-        return _add_lora(llm, cfg)
+    if cfg.lora_r > 0:
+        with torch.device(device):
+            llm = _add_lora(llm, cfg)
+    model: nn.Module = llm
+    return model
 
 
 def _from_files(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
@@ -66,11 +67,9 @@ def _without_file(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The architecture of ``config.json`` with random weights, or without any on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    factory: Any = AutoModelForCausalLM
     with torch.device(device):
-        llm: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation="sdpa"
-        )
-    return llm
+        return factory.from_config(AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation="sdpa")
 
 
 def _quantisation(cfg: ModelConfig, dtype: torch.dtype) -> Any:

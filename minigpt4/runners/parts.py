@@ -5,27 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config, ModelConfig
-from minigpt4.common.types import IMAGE_TAG, Batch
-from minigpt4.conversation.encoding import Encoder
-from minigpt4.datasets.collate import SampleDataset, collate_padded
+from minigpt4.common.types import IMAGE_TAG
+from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.sampler import WindowSampler
 from minigpt4.models.base_model import BaseModel
+from minigpt4.models.generation import GenerationMixin
 from minigpt4.processors.base import ImageSpec
 
 log = logging.getLogger(__name__)
-
-_TRUNCATION_SAMPLE = 128  # records looked at, all data sets together
 
 
 @dataclass(frozen=True)
@@ -51,30 +48,12 @@ class Plan:
         return max(1, math.ceil(iterations / self.accumulation))
 
 
-class ValidationBatches(Dataset[Batch]):
-    """This rank's share of a validation split, in order, without shuffling or repetition."""
-
-    def __init__(self, dataset: SampleDataset, encoder: Encoder, seed: int, dist: DistContext) -> None:
-        self._dataset, self._encoder, self._seed = dataset, encoder, seed
-        self._indices = range(dist.rank, len(dataset), dist.world_size)
-        self._size = dataset.cfg.batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._indices) / self._size)
-
-    def __getitem__(self, number: int) -> Batch:
-        if number >= len(self):
-            raise IndexError(number)
-        mine = self._indices[number * self._size : (number + 1) * self._size]
-        return collate_padded([self._dataset.sample(0, index, self._seed) for index in mine], self._encoder)
-
-
-def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> BaseModel:
+def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> GenerationMixin:
     """The model of ``cfg.model`` with frozen weights in ``dtype``; ``run.recompute`` turns on its checkpointing."""
     model_cfg: ModelConfig = cfg.model
     if cfg.run.recompute == "full":
         model_cfg = replace(model_cfg, use_grad_checkpoint_llm=True, use_grad_checkpoint=not model_cfg.freeze_vit)
-    model: BaseModel = registry.get("model", model_cfg.arch).from_config(model_cfg, device, dtype, cfg.run.seed)
+    model: GenerationMixin = registry.get("model", model_cfg.arch).from_config(model_cfg, device, dtype, cfg.run.seed)
     return model
 
 
@@ -103,7 +82,7 @@ def make_plan(cfg: Config, datasets: list[SampleDataset], sampler: WindowSampler
     run = cfg.run
     iterations = run.iters_per_epoch
     if iterations is None:
-        samples = sum(len(d) for d, ratio in zip(datasets, _ratios(datasets), strict=True) if ratio > 0)
+        samples = sum(len(d) for d, ratio in zip(datasets, ratios_of(datasets), strict=True) if ratio > 0)
         iterations = math.ceil(samples / (sampler.expected_samples_per_micro_batch() * world_size))
     plan = Plan(run.accum_grad_iters, math.ceil(iterations / run.accum_grad_iters), run.max_epoch)
     if run.iters_per_epoch is not None and plan.iters_per_epoch != run.iters_per_epoch:
@@ -130,7 +109,8 @@ def choose_packing(name: str, model: BaseModel) -> str:
     return "packed" if model.attends_by_sample else "padded"  # else it would be one dense T x T block
 
 
-def _ratios(datasets: list[SampleDataset]) -> list[float]:
+def ratios_of(datasets: Sequence[SampleDataset]) -> list[float]:
+    """Relative weights of drawing; equal ones where the YAML gives none."""
     return [1.0 if dataset.cfg.sample_ratio is None else dataset.cfg.sample_ratio for dataset in datasets]
 
 
@@ -138,7 +118,7 @@ def build_sampler(cfg: Config, datasets: list[SampleDataset], dist: DistContext)
     """The order of samples of this rank, a pure function of the seed and the window."""
     return WindowSampler(
         sizes=[len(dataset) for dataset in datasets],
-        ratios=_ratios(datasets),
+        ratios=ratios_of(datasets),
         batch_sizes=[dataset.cfg.batch_size for dataset in datasets],
         accumulation=cfg.run.accum_grad_iters,
         world_size=dist.world_size,
@@ -161,27 +141,6 @@ def default_prompts(cfg: ModelConfig) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def report_parts(model: nn.Module) -> None:
-    """One line per part: what trains and what is frozen."""
-    for name, part in model.named_children():
-        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in part.parameters() if not p.requires_grad)
-        if trained or frozen:
-            log.info("part %-20s %12d trainable  %12d frozen", name, trained, frozen)
-
-
-def _truncated(datasets: list[SampleDataset], encoder: Encoder, seed: int) -> tuple[int, int]:
-    """Records whose answer loses its end, and how many were looked at (spread evenly over each set)."""
-    cut = looked_at = 0
-    for dataset in datasets:
-        count = min(len(dataset), max(4, _TRUNCATION_SAMPLE // len(datasets)))
-        for place in range(count):
-            sample = dataset.sample(0, place * len(dataset) // count, seed)
-            cut += encoder.encode_turns(sample.turns).is_truncated
-        looked_at += count
-    return cut, looked_at
-
-
 def raise_file_limit() -> None:
     """More open files than the usual 1024: every tensor that a loader worker hands over holds one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -195,25 +154,3 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def print_header(
-    datasets: list[SampleDataset], sampler: WindowSampler, plan: Plan, world_size: int, encoder: Encoder, seed: int
-) -> None:
-    """What is about to happen, in numbers (rank 0)."""
-    ratios = _ratios(datasets)
-    drawn = plan.total_windows * plan.accumulation * world_size  # micro-batches of all ranks
-    for dataset, ratio in zip(datasets, ratios, strict=True):
-        share = ratio / sum(ratios)
-        passes = drawn * share * dataset.cfg.batch_size / len(dataset)
-        log.info("data %-28s %8d samples  ratio %5.1f %%  %.2f passes", dataset.name, len(dataset), 100 * share, passes)
-    per_batch = sampler.expected_samples_per_micro_batch()
-    log.info(
-        "effective batch %.1f samples = %.2f per micro-batch x %d accumulated x %d ranks; %d epochs x %d windows = %d",
-        per_batch * plan.accumulation * world_size, per_batch, plan.accumulation, world_size,
-        plan.max_epoch, plan.windows_per_epoch, plan.total_windows,
-    )  # fmt: skip
-    cut, looked_at = _truncated(datasets, encoder, seed)
-    log.info("answers cut by max_txt_len: %d of %d records looked at", cut, looked_at)
-    if cut > 0.05 * looked_at:
-        log.warning("more than 5 %% of the answers are cut and never learn to end; raise model.max_txt_len")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict
 from typing import ClassVar
 
 import torch
@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader
 from minigpt4.common import schema
 from minigpt4.common.checkpoint import Checkpoint, save_checkpoint
 from minigpt4.common.config import dump_config
+from minigpt4.common.curve import draw_curve
 from minigpt4.common.dist import DistContext
-from minigpt4.common.errors import CheckpointError, MiniGPT4Error
-from minigpt4.common.logger import Pace, RunInfo, WindowRecord, build_trackers, draw_curve
+from minigpt4.common.errors import CheckpointError, DataError, MiniGPT4Error
+from minigpt4.common.logger import Pace, RunInfo, WindowRecord, build_trackers
 from minigpt4.common.optim import build_optimizer, find_schedule, load_optimizer_state, optimizer_state, schedule_plan
 from minigpt4.common.registry import registry
 from minigpt4.common.types import Batch
 from minigpt4.datasets.collate import WindowDataset
-from minigpt4.runners import job
+from minigpt4.runners import job, overview, sanity
 from minigpt4.runners.parts import (
-    ValidationBatches,
     build_datasets,
     build_model,
     build_sampler,
@@ -32,23 +32,13 @@ from minigpt4.runners.parts import (
     choose_precision,
     make_plan,
     memory_gb,
-    print_header,
     raise_file_limit,
-    report_parts,
 )
+from minigpt4.runners.progress import Progress
+from minigpt4.runners.validation import Scores, Validator, is_lower_better
 from minigpt4.tasks.base_task import BaseTask, StepStats, Training
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What changes while training; goes into ``resume/state.json``."""
-
-    window: int = 0
-    skipped: int = 0
-    best: float | None = None
-    loss: float = math.nan
 
 
 @registry.register("runner", "runner_base")
@@ -70,12 +60,11 @@ class RunnerBase:
 
         torch.manual_seed(run.seed)
         self.model = build_model(cfg, dist.device, precision)
-        report_parts(self.model)
         wrapped = dist.wrap(self.model)
 
         packing = choose_packing(run.packing, self.model)
         self.datasets = build_datasets(cfg, self.model, "train")
-        self.val_datasets = build_datasets(cfg, self.model, "val")
+        self.validator = Validator(cfg, self.model, self.task, build_datasets(cfg, self.model, "val"), dist)
         self.sampler = build_sampler(cfg, self.datasets, dist)
         self.windows = WindowDataset(self.datasets, self.sampler, self.model.encoder, packing, run.row_tokens, run.seed)
         self.plan = make_plan(cfg, self.datasets, self.sampler, dist.world_size)
@@ -96,21 +85,28 @@ class RunnerBase:
             self.manifest["resumed_from"] = str(checkpoint.path)
         self._last_saved = self.progress.window if is_same_job else -1
         self.pace = Pace()
-        if dist.is_main:
-            print_header(self.datasets, self.sampler, self.plan, dist.world_size, self.model.encoder, run.seed)
-            count = sum(parameter.numel() for parameter in self.training.parameters)
-            place = f"{packing} rows; device {dist.device}; job {self.job_dir}"
-            log.info("trainable parameters %d; precision %s; %s", count, str(precision).removeprefix("torch."), place)
+        self._is_first_loss = checkpoint is None
+        self._check_and_show(packing, str(precision).removeprefix("torch."))
+
+    def _check_and_show(self, packing: str, precision: str) -> None:
+        """The header of a run, and the checks that need no training. Every rank comes to the same verdict."""
+        encoder = self.model.encoder
+        surveys = overview.survey(self.datasets, encoder, self.cfg.run.seed)
+        if self.dist.is_main:
+            overview.show(surveys, self.sampler, self.plan, self.dist.world_size, self.model)
+            sanity.warn_of_cuts(surveys)
+            log.info("precision %s; %s rows; device %s; job %s", precision, packing, self.dist.device, self.job_dir)
+        messages = [*sanity.check_labels(surveys, encoder), *sanity.check_image_size(self.cfg)]
+        sanity.report(self.cfg.run.sanity, messages)
 
     def train(self) -> int:
         """The whole run from where it stands. Returns the exit code: 0, or 128 + signal after a stop."""
         first, total = self.progress.window, self.plan.total_windows
         if self.cfg.run.evaluate:
-            for name, value in self._validate().items():
-                log.info("%s %.4f", name, value)
-            return 0
-        if first >= total:
-            log.info("nothing left to train: %d of %d windows are done (%s)", first, total, self.job_dir)
+            return self._evaluate()
+        if first >= total or self.progress.is_over:
+            why = "the run was stopped early" if self.progress.is_over else f"{first} of {total} windows are done"
+            log.info("nothing left to train: %s (%s)", why, self.job_dir)
             return 0
         is_complete = True
         raise_file_limit()
@@ -128,13 +124,25 @@ class RunnerBase:
                 if self.dist.is_main:
                     for tracker in self.trackers:
                         tracker.close()
-        if self.progress.window >= total:
-            log.info("done: %d windows; %s", total, self.job_dir / "checkpoints" / "last")
+        if self.progress.window >= total or self.progress.is_over:
+            log.info("done: %d windows; %s", self.progress.window, self.job_dir / "checkpoints" / "last")
             return 0
         log.warning(
             "stopped after window %d of %d; continue with --resume %s", self.progress.window, total, self.job_dir
         )
         return 128 + (self.stop.number or 15)
+
+    def _evaluate(self) -> int:
+        """``run.evaluate``: one validation, nothing trained, nothing written."""
+        if not self.validator.is_needed:
+            raise DataError("run.evaluate: no data set holds anything out; write val: {fraction: 0.1} in one of them")
+        scores = self.validator.run(self.training)
+        if self.dist.is_main:
+            for name, value in scores.values.items():
+                log.info("%s %.4f", name, value)
+            for row in scores.canaries:
+                log.info("canary %s: %s -> %s", row.source, row.question, row.answer)
+        return 0
 
     def _start(self) -> None:
         """Files of the job folder and the trackers (rank 0)."""
@@ -160,7 +168,9 @@ class RunnerBase:
             worker_init_fn=job.outlive_signals,
         )
         try:
-            yield from loader
+            for window in loader:
+                self.progress.add_bad(bad for batch in window for bad in batch.passed_over)
+                yield window
         except MiniGPT4Error as error:
             # a loader worker hands its traceback over as text; the message stands at its end
             kind = type(error)
@@ -177,16 +187,31 @@ class RunnerBase:
         else:
             self.progress.loss = stats.loss
             self.pace.add(stats.samples, stats.target_tokens, stats.loss, stats.waited_s)
+            if self._is_first_loss and self.cfg.model.llama_weights != "random":
+                vocab_size = self.model.encoder.tokenizer.vocab_size
+                sanity.report(self.cfg.run.sanity, sanity.check_first_loss(stats.loss, vocab_size))
+            self._is_first_loss = False
         is_end = done == self.plan.total_windows
         if self.dist.is_main:
             self._log(number, stats, is_end)
+        begun = time.perf_counter()
+        self._validate_and_save(done, is_end, stats.should_stop)
+        self.pace.leave_out(time.perf_counter() - begun)
+        return not (stats.should_stop or self.progress.is_over)
+
+    def _validate_and_save(self, done: int, is_end: bool, is_stopped: bool) -> None:
+        """What is due after this window. A stop by signal saves at once; there may be no time to validate."""
         run = self.cfg.run
-        every = self.plan.windows(run.save_every) if run.save_every else self.plan.windows_per_epoch
-        if done % every == 0 or is_end or stats.should_stop:
-            begun = time.perf_counter()
-            self._save()
-            self.pace.leave_out(time.perf_counter() - begun)
-        return not stats.should_stop
+        save_every = self.plan.windows(run.save_every) if run.save_every else self.plan.windows_per_epoch
+        is_save = done % save_every == 0 or is_end
+        valid_every = self.plan.windows(run.valid.every) if run.valid.every else save_every
+        if self.validator.is_needed and not is_stopped and (done % valid_every == 0 or is_end):
+            scores = self._validate()
+            is_best = self._judge(scores)
+            if is_save or is_best or self.progress.is_over:
+                self._save(scores.values, is_best)
+        elif is_save or is_stopped:
+            self._save({}, False)
 
     def _log(self, number: int, stats: StepStats, is_end: bool) -> None:
         done = number + 1
@@ -211,54 +236,77 @@ class RunnerBase:
         for tracker in self.trackers:
             tracker.log(record)
 
-    def _save(self) -> None:
-        """Validate, then write a checkpoint on rank 0; every rank waits for it."""
+    def _validate(self) -> Scores:
+        """One validation, told to the trackers."""
+        scores = self.validator.run(self.training, self._tell)
+        for tracker in self.trackers if self.dist.is_main else ():
+            if scores.values:
+                tracker.metrics(self.progress.window, scores.values)
+            if scores.canaries:
+                tracker.answers(self.progress.window, [asdict(row) for row in scores.canaries])
+        return scores
+
+    def _tell(self, text: str) -> None:
+        for tracker in self.trackers if self.dist.is_main else ():
+            tracker.busy(text)
+
+    def _judge(self, scores: Scores) -> bool:
+        """Whether this is the best model so far; ends the run after ``patience`` validations without a better one."""
+        valid, progress = self.cfg.run.valid, self.progress
+        if not scores.values:
+            return False
+        name = valid.decides
+        is_best = progress.judge(name, scores.values[f"val_{name}"], is_lower_better(name))
+        if valid.patience and progress.stale >= valid.patience:
+            progress.is_over = True
+            best = "none" if progress.best is None else f"{progress.best:.4f} after window {progress.best_window}"
+            log.info("stopping early: no better %s in %d validations (best: %s)", name, progress.stale, best)
+        return is_best
+
+    def _save(self, metrics: Mapping[str, float], is_best: bool) -> None:
+        """Writes a checkpoint on rank 0; every rank waits for it."""
         if self._last_saved == self.progress.window:
             return
-        metrics = self._validate()
-        value = metrics.get("val_loss", math.nan)
-        is_best = math.isfinite(value) and (self.progress.best is None or value < self.progress.best)
-        if is_best:
-            self.progress.best = value
+        progress = self.progress
+        progress.merge_bad(self.dist.gather_objects(progress.bad_records))
+        self._check_budget()
         if self.dist.is_main:
-            for tracker in self.trackers if metrics else ():
-                tracker.metrics(self.progress.window, metrics)
-            if math.isfinite(self.progress.loss):
-                metrics["loss"] = self.progress.loss
+            loss = {"loss": progress.loss} if math.isfinite(progress.loss) else {}
+            self.manifest.update(metrics={**metrics, **loss}, bad_records=progress.bad_summary())
+            iteration = progress.window * self.plan.accumulation
             state = {
-                **asdict(self.progress),
-                "loss": metrics.get("loss"),
-                "iteration": self.progress.window * self.plan.accumulation,
+                **progress.to_state(),
+                "iteration": iteration,
                 "scaler": self.training.scaler.state_dict(),
                 "order": self._order(),
             }
             path = save_checkpoint(
                 self.job_dir / "checkpoints",
-                self.progress.window,
+                progress.window,
                 weights=self.model.trainable_state(),
                 config_text=dump_config(self.cfg),
-                manifest={**self.manifest, "metrics": metrics, "iteration": state["iteration"]},
+                manifest={**self.manifest, "iteration": iteration},
                 resume={"optimizer": optimizer_state(self.training.optimizer), "state": state},
                 keep_last=self.cfg.run.keep_last,
                 is_best=is_best,
             )
+            job.write_json(self.job_dir / "manifest.json", {**self.manifest, "window": progress.window})
             draw_curve(self.job_dir)
             log.info("saved %s%s", path, " (best)" if is_best else "")
-        self._last_saved = self.progress.window
+        self._last_saved = progress.window
         self.dist.barrier()
 
-    def _validate(self) -> dict[str, float]:
-        """Mean token loss per data set with a ``val`` split and over all of them; {} without such sets."""
-        values = {}
-        for dataset in self.val_datasets:
-            mine = ValidationBatches(dataset, self.model.encoder, self.cfg.run.seed, self.dist)
-            loader = DataLoader(
-                mine, batch_size=None, num_workers=self.cfg.run.num_workers, worker_init_fn=job.outlive_signals
-            )
-            values[f"val_loss/{dataset.name}"] = self.task.validate(self.training, loader)
-        if values:
-            values["val_loss"] = sum(values.values()) / len(values)
-        return values
+    def _check_budget(self) -> None:
+        """Raises DataError when more records were passed over, on all ranks together, than a data set allows."""
+        for dataset in self.datasets:
+            count = len(self.progress.bad_records.get(dataset.name, {}))
+            limit = dataset.cfg.max_bad_fraction * len(dataset)
+            if count > limit:
+                example = self.progress.bad_summary()[dataset.name]["examples"][0]
+                raise DataError(
+                    f"dataset '{dataset.name}': {count} of {len(dataset)} records could not be read, max_bad_fraction "
+                    f"{dataset.cfg.max_bad_fraction} allows {int(limit)}; for example {example}"
+                )
 
     def _resume(self, checkpoint: Checkpoint) -> Progress:
         """Weights, moments, scaler and counters of ``checkpoint``; names the settings that changed since."""
@@ -275,8 +323,7 @@ class RunnerBase:
                 f"{self.plan.total_windows} (run.max_epoch, run.iters_per_epoch)"
             )
         log.info("resuming at window %d of %d from %s", state["window"], self.plan.total_windows, checkpoint.path)
-        loss = math.nan if state["loss"] is None else float(state["loss"])
-        return Progress(state["window"], state["skipped"], state["best"], loss)
+        return Progress.from_state(state)
 
     def _order(self) -> dict[str, object]:
         """The settings that decide which samples a window holds and what its gradient is."""

@@ -15,6 +15,7 @@ from minigpt4.chat.loading import Assistant
 from minigpt4.chat.session import ChatSession, open_image
 from minigpt4.common.errors import DataError
 from minigpt4.models.generation import GenerateOptions
+from minigpt4.tasks.answering import answer_prompts
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,11 @@ def answer_questions(
     """
     features = _encode_images(assistant, list(dict.fromkeys(q.image for q in questions)), batch_size, is_blank)
     prompts = [ChatSession.first_prompt(assistant, question.question) for question in questions]
-    order = sorted(range(len(questions)), key=lambda i: len(prompts[i].ids))
-    answers = [""] * len(questions)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        images = torch.stack([features[questions[i].image] for i in chosen])
-        for i, answer in zip(
-            chosen, assistant.model.generate([prompts[i] for i in chosen], images, options), strict=True
-        ):
-            answers[i] = answer
-        advance(len(chosen))
-    return answers
+
+    def images_of(chosen: Sequence[int]) -> Tensor:
+        return torch.stack([features[questions[i].image] for i in chosen])
+
+    return answer_prompts(assistant.model, prompts, images_of, options, batch_size, advance)
 
 
 @torch.no_grad()

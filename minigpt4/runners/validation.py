@@ -1,0 +1,145 @@
+"""Measures a model on held-out samples while it trains: loss, metrics of generated answers, canaries."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from minigpt4.common.config_run import LOSS
+from minigpt4.common.dist import DistContext
+from minigpt4.common.registry import registry
+from minigpt4.common.schema import Config, ProcessorConfig
+from minigpt4.common.types import Batch, Sample, Turn
+from minigpt4.conversation.encoding import Encoder
+from minigpt4.datasets.collate import SampleDataset, collate_padded
+from minigpt4.datasets.formats import with_images
+from minigpt4.datasets.map_dataset import open_image
+from minigpt4.models.generation import GenerateOptions, GenerationMixin
+from minigpt4.processors.base import ImageSpec, make_image_processor, make_text_processor
+from minigpt4.runners import job
+from minigpt4.tasks.answering import Answered, answer_samples
+from minigpt4.tasks.base_task import BaseTask, Training
+
+log = logging.getLogger(__name__)
+
+_ANSWER_BATCH = 16
+
+
+class ValidationBatches(Dataset[Batch]):
+    """This rank's share of a validation split, in order, without shuffling or repetition."""
+
+    def __init__(self, dataset: SampleDataset, encoder: Encoder, seed: int, dist: DistContext) -> None:
+        self._dataset, self._encoder, self._seed = dataset, encoder, seed
+        self._indices = range(dist.rank, len(dataset), dist.world_size)
+        self._size = dataset.cfg.batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._indices) / self._size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number >= len(self):
+            raise IndexError(number)
+        mine = self._indices[number * self._size : (number + 1) * self._size]
+        return collate_padded([self._dataset.sample(0, index, self._seed) for index in mine], self._encoder)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``values``: 'val_<metric>/<data set>', and 'val_<metric>', the mean of the data sets. ``canaries``: on rank 0."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    canaries: list[Answered] = field(default_factory=list)
+
+
+def is_lower_better(metric: str) -> bool:
+    """Loss falls; every registered metric rises."""
+    return metric.partition("/")[0] == LOSS
+
+
+class Validator:
+    """Everything ``run.valid`` asks for. Every rank measures its share and comes to the same numbers."""
+
+    def __init__(
+        self, cfg: Config, model: GenerationMixin, task: BaseTask, datasets: Sequence[SampleDataset], dist: DistContext
+    ) -> None:
+        self.cfg, self.valid, self.model, self.task, self.dist = cfg, cfg.run.valid, model, task, dist
+        self.datasets = list(datasets)
+        self.options = GenerateOptions(max_new_tokens=self.valid.max_new_tokens, stop=model.encoder.stop_texts)
+        self.canaries = self._chosen_canaries() if dist.is_main else []
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to measure or to ask."""
+        return bool(self.datasets or self.valid.canaries)
+
+    def run(self, training: Training, tell: Callable[[str], None] = lambda text: None) -> Scores:
+        """One validation; ``tell`` is given a line of progress now and then."""
+        values: dict[str, float] = {}
+        for dataset in self.datasets:
+            if LOSS in self.valid.metrics:
+                tell(f"validating {dataset.name}: loss of {len(dataset)} samples")
+                values[f"val_loss/{dataset.name}"] = self._loss(training, dataset)
+            values.update(self._answer_metrics(dataset, tell))
+        for metric in self.valid.metrics if self.datasets else ():
+            parts = [values[f"val_{metric}/{dataset.name}"] for dataset in self.datasets]
+            values[f"val_{metric}"] = sum(parts) / len(parts)
+        canaries: list[Answered] = []
+        if self.canaries:
+            tell(f"asking {len(self.canaries)} canaries")
+            numbers = range(len(self.canaries))
+            canaries = answer_samples(self.model, self.canaries.__getitem__, numbers, self.options, _ANSWER_BATCH)
+        return Scores(values, canaries)
+
+    def _loss(self, training: Training, dataset: SampleDataset) -> float:
+        batches = ValidationBatches(dataset, self.model.encoder, self.cfg.run.seed, self.dist)
+        loader = DataLoader(
+            batches, batch_size=None, num_workers=self.cfg.run.num_workers, worker_init_fn=job.outlive_signals
+        )
+        return self.task.validate(training, loader)
+
+    def _answer_metrics(self, dataset: SampleDataset, tell: Callable[[str], None]) -> dict[str, float]:
+        names = [name for name in self.valid.metrics if name != LOSS]
+        if not names:
+            return {}
+        count = min(len(dataset), self.valid.max_samples)
+        chosen = [place * len(dataset) // count for place in range(count)]  # spread evenly, the same every time
+        mine = chosen[self.dist.rank :: self.dist.world_size]
+        done = [0]
+
+        def advance(number: int) -> None:
+            done[0] += number
+            tell(f"validating {dataset.name}: {done[0]} of {len(mine)} answers")
+
+        def sample(index: int) -> Sample:
+            return dataset.sample(0, index, self.cfg.run.seed)
+
+        own = answer_samples(self.model, sample, mine, self.options, _ANSWER_BATCH, advance)
+        rows = [row for share in self.dist.gather_objects(own) for row in share]
+        answers, references = [row.answer for row in rows], [row.reference for row in rows]
+        scores: dict[str, Any] = {name: registry.get("metric", name) for name in names}
+        return {f"val_{name}/{dataset.name}": metric.score(answers, references) for name, metric in scores.items()}
+
+    def _chosen_canaries(self) -> list[Sample]:
+        """The user's questions, then the first held-out samples of the data sets in turn."""
+        samples = [self._own_canary(number) for number in range(len(self.valid.canaries))]
+        for number in range(self.valid.num_canaries if self.datasets else 0):
+            index, which = divmod(number, len(self.datasets))
+            dataset = self.datasets[which]
+            if index < len(dataset):
+                samples.append(dataset.sample(0, index, self.cfg.run.seed))
+        return samples
+
+    def _own_canary(self, number: int) -> Sample:
+        canary = self.valid.canaries[number]
+        text = make_text_processor(ProcessorConfig(name=job.question_processor(list(self.cfg.datasets.values()))))
+        turn = Turn(with_images(text(canary.question), 1 if canary.image else 0), "")
+        if not canary.image:
+            return Sample((turn,), (), f"canary {number + 1}")
+        spec = ImageSpec(self.model.cfg.image_size, self.model.image_mean, self.model.image_std)
+        vision = make_image_processor(ProcessorConfig(name="blip2_image_eval"), spec)
+        return Sample((turn,), (vision(open_image(canary.image)),), f"canary {number + 1}")
