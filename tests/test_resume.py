@@ -87,6 +87,9 @@ def test_after_sigkill_the_remaining_losses_are_bit_equal(undisturbed: Path, tmp
     runner, code = _train(tiny_config(tmp_path, dropout=0.3, resume_ckpt_path="auto"))
     assert code == 0 and runner.job_dir == job
     assert _losses(job) == _losses(_job(undisturbed))
+    manifest = json.loads((job / "manifest.json").read_text())
+    assert "/checkpoints/step_4" in manifest["resumed_from"] and manifest["window"] == 8
+    assert [start["resumed_from"] for start in manifest["earlier_starts"]] == [None]
     expected = read_checkpoint(_job(undisturbed)).load_weights()
     assert all(torch.equal(expected[name], value) for name, value in runner.model.trainable_state().items())
 

@@ -18,7 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from minigpt4.common.checkpoint import Checkpoint, find_last, find_newest, is_job_name, read_checkpoint
+from minigpt4.common.checkpoint import (
+    Checkpoint,
+    find_last,
+    find_newest,
+    is_job_name,
+    read_checkpoint,
+    write_atomically,
+)
 from minigpt4.common.dist import DistContext
 from minigpt4.common.schema import Config, DatasetConfig
 
@@ -150,6 +157,16 @@ def describe_run(cfg: Config, dist: DistContext, data: Mapping[str, Mapping[str,
     }
 
 
+def earlier_starts(job_dir: Path) -> list[dict[str, Any]]:
+    """How a job was started before, oldest first: command, time, commit and number of ranks of each start."""
+    path = job_dir / "manifest.json"
+    if not path.is_file():
+        return []
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: before.get(key) for key in ("command", "started", "git", "world_size", "resumed_from")}
+    return [*before.get("earlier_starts", []), kept]
+
+
 def question_processor(datasets: list[DatasetConfig]) -> str:
     """Text processor of the training data set that is drawn most: chat applies the same one to questions."""
     if not datasets:
@@ -159,8 +176,8 @@ def question_processor(datasets: list[DatasetConfig]) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    """Readable JSON, written whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=1))
 
 
 def _versions() -> dict[str, str]:

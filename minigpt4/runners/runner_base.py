@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.common import schema
-from minigpt4.common.checkpoint import Checkpoint, save_checkpoint
+from minigpt4.common.checkpoint import Checkpoint, save_checkpoint, write_atomically
 from minigpt4.common.config import dump_config
 from minigpt4.common.curve import draw_curve
 from minigpt4.common.dist import DistContext
@@ -148,7 +148,8 @@ class RunnerBase:
         """Files of the job folder and the trackers (rank 0)."""
         if not self.dist.is_main:
             return
-        (self.job_dir / "config.yaml").write_text(dump_config(self.cfg), encoding="utf-8")
+        write_atomically(self.job_dir / "config.yaml", dump_config(self.cfg))
+        self.manifest["earlier_starts"] = job.earlier_starts(self.job_dir)
         job.write_json(self.job_dir / "manifest.json", self.manifest)
         info = RunInfo(
             self.job_dir, f"{self.job_dir.parent.name}/{self.job_dir.name}", asdict(self.cfg),
