@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wandb_offline_keeps_the_run_and_its_answers_on_disk(job: Path) -> None:
     (run,) = (job / "wandb").glob("offline-run-*")
     (content,) = run.glob("*.wandb")
-    assert content.stat().st_size > 1000 and content.name == f"run-tiny-{job.name}.wandb"
+    assert content.name == f"run-tiny-{job.name}.wandb"
+    deadline = time.monotonic() + 30  # wandb's own process writes it, some time after the run has ended
+    while content.stat().st_size < 1000 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert content.stat().st_size > 1000
     tables = [json.loads(path.read_text()) for path in sorted(run.rglob("canaries_*.table.json"))]
     assert [table["columns"] for table in tables] == [["source", "question", "reference", "answer"]] * 2
     logged = [row for row in read_log(job / "log.txt") if row.get("event") == "canaries"]
