@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.errors import CheckpointError
+from minigpt4.common.files import write_atomically as write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -187,16 +188,6 @@ def find_newest(root: Path) -> Checkpoint | None:
 def is_job_name(name: str) -> bool:
     """Whether a folder is named as a run names its own: ``20261231_235959`` or ``20261231_235959_2``."""
     return _JOB.match(name) is not None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: readers see the old file or the whole new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def _write_files(

@@ -41,7 +41,7 @@ def _warmup(t: int, plan: SchedulePlan) -> float:
 
 @registry.register("lr_scheduler", "linear_warmup_cosine_lr")
 def linear_warmup_cosine_lr(t: int, plan: SchedulePlan) -> float:
-    """Linear from ``warmup_lr`` while t < warmup_steps, else a cosine over the whole run counted from t = 0.
+    """Linear warm-up for ``warmup_steps`` iterations, then a cosine over the whole run, counted from its start.
 
     The reference's formula, with the warm-up counted over the run instead of restarting every epoch.
     """
@@ -52,7 +52,7 @@ def linear_warmup_cosine_lr(t: int, plan: SchedulePlan) -> float:
 
 @registry.register("lr_scheduler", "linear_warmup_step_lr")
 def linear_warmup_step_lr(t: int, plan: SchedulePlan) -> float:
-    """Linear warm-up while t < warmup_steps, else times ``lr_decay_rate`` per epoch, not under ``min_lr``."""
+    """Linear warm-up for ``warmup_steps`` iterations, then times ``lr_decay_rate`` per epoch, down to ``min_lr``."""
     if t < plan.warmup_steps:
         return _warmup(t, plan)
     return max(plan.min_lr, plan.init_lr * plan.decay_rate ** (t // plan.iters_per_epoch))

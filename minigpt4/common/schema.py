@@ -10,7 +10,7 @@ from minigpt4.common.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``model:`` keys every architecture understands. Keys of the reference keep their names."""
+    """``model:`` keys every architecture understands. Keys of MiniGPT-4 keep their names."""
 
     arch: str = "minigpt_v2"  # registered model
     model_type: str = ""  # which defaults of arch to start from: configs/models/<arch>-<model_type>.yaml
@@ -18,7 +18,7 @@ class ModelConfig:
     vit_model: str = "eva_clip_g"  # eva_clip_g, eva (sizes in vit_config), or any timm name
     vit_config: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the timm class
     vit_weights: str = ""  # file of the vision tower; "" = the published one of vit_model; "random" = none
-    vit_precision: str = "auto"  # auto | fp16 | bf16 | fp32
+    vit_precision: str = "auto"  # of a frozen tower on a GPU: auto (that of the run) | fp16 | bf16 | fp32
     drop_path_rate: float = 0.0  # stochastic depth of the vision tower
     use_grad_checkpoint: bool = False  # vision blocks are recomputed in the backward pass: less memory, more time
     freeze_vit: bool = True  # False trains the vision tower too
@@ -30,7 +30,7 @@ class ModelConfig:
     lora_alpha: int = 16  # LoRA's output is scaled by lora_alpha / lora_r
     lora_dropout: float = 0.05  # dropout in front of LoRA
     lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # linear layers that get LoRA
-    use_grad_checkpoint_llm: bool = False  # the same for the language model's layers
+    use_grad_checkpoint_llm: bool = False  # the language model's layers are recomputed likewise
     freeze_llm: bool = True  # False trains the whole language model
     prompt_path: str = ""  # one prompt per line; lines without <ImageHere> are ignored
     prompt_template: str = ""  # text around an instruction; {} is the instruction
@@ -103,7 +103,7 @@ class DatasetConfig:
 
     name: str = ""  # filled from the YAML key
     builder: str = "annotations"  # registered builder class
-    data_type: str = "images"  # images | text
+    data_type: str = "images"  # images | text (records name no picture)
     build_info: dict[str, Any] = field(default_factory=dict)  # checked by the builder
     format: str = "auto"  # registered format; auto = recognised by the fields of the records
     fields: dict[str, str] = field(default_factory=dict)  # name the format knows: column of the file
@@ -114,7 +114,7 @@ class DatasetConfig:
     process_text: list[str] = field(default_factory=lambda: ["questions"])  # what text_processor is applied to
     batch_size: int = 1  # samples per micro-batch and GPU
     sample_ratio: float | None = None  # relative weight of drawing; 0 leaves the set out; all sets or none
-    on_error: str = "raise"  # raise | skip
+    on_error: str = "raise"  # a sample that cannot be read: raise stops the run, skip takes the next one
     max_bad_fraction: float = 0.0  # with skip: more broken samples than this share stop the run
     image_backend: str = "exact"  # how pictures are decoded; exact = Pillow
     val: ValConfig = field(default_factory=ValConfig)  # held-out part
@@ -184,7 +184,7 @@ class RunConfig:
     lr_sched: str = "linear_warmup_cosine_lr"  # registered schedule
     init_lr: float = 3e-5  # peak learning rate
     min_lr: float = 1e-6  # lowest learning rate
-    warmup_lr: float = -1.0  # negative: starts at init_lr
+    warmup_lr: float = -1.0  # where the warm-up starts; negative: at init_lr
     warmup_steps: int = 0  # iterations of the linear warm-up, once per run
     lr_decay_rate: float | None = None  # factor per epoch of linear_warmup_step_lr
     weight_decay: float = 0.05  # of weight matrices; biases and norms have none
@@ -197,10 +197,10 @@ class RunConfig:
     seed: int = 42  # decides order, drawing and dropout
     output_dir: str = "output"  # where job folders are made
     job_name: str = ""  # folder below output_dir; empty = name of the YAML file
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    precision: str = "auto"  # fp32 | bf16 | fp16 | auto (bf16 where the GPU has it, else fp16; fp32 on a CPU)
     packing: str = "auto"  # auto | packed (rows without padding) | padded
     row_tokens: int = 4096  # longest packed row, in tokens
-    recompute: str = "none"  # none | full
+    recompute: str = "none"  # none | full: use_grad_checkpoint_llm, and use_grad_checkpoint where the tower trains
     parallel: str = "ddp"  # how ranks work together; ddp
     resume_ckpt_path: str | None = None  # a checkpoint directory, or 'auto'
     save_every: int | None = None  # iterations; absent = once per epoch
@@ -209,7 +209,7 @@ class RunConfig:
     valid: ValidConfig = field(default_factory=ValidConfig)  # measurements on the held-out parts
     sanity: str = "raise"  # what a failed check of labels and first loss does: raise | warn | off
     log_freq: int = 10  # iterations between two lines of the log
-    device: str = "auto"  # auto | cuda | cpu
+    device: str = "auto"  # auto (a GPU when there is one) | cuda | cpu
     distributed: bool = True  # False refuses to run as one of several processes
     dist_url: str = "env://"  # where ranks meet; env:// = as the launcher says
     trackers: list[str] = field(default_factory=lambda: ["terminal", "jsonl"])  # terminal | jsonl | wandb | tensorboard

@@ -45,7 +45,7 @@ TEMPLATES = {
         "MiniGPT-v2; chat follows the training format", "", "<s>[INST] ", " [/INST]", "", is_training_format=True
     ),
     "training": ChatTemplate(
-        "the checkpoint's own prompt_template and end_sym", "", "", "", "", is_training_format=True
+        "The checkpoint's own prompt_template and end_sym, as in training", "", "", "", "", is_training_format=True
     ),
 }
 for _name, _template in TEMPLATES.items():

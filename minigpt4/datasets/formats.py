@@ -54,7 +54,7 @@ def text_field(record: Mapping[str, Any], key: str) -> str:
 
 @registry.register("format", "conversation")
 def conversation(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """LLaVA and ShareGPT4V records: ``conversations`` of from/value pairs; every answer is trained."""
+    """``conversations``, from/value pairs as in LLaVA and ShareGPT4V; every answer is trained."""
     said = record.get("conversations")
     if not isinstance(said, list) or not said:
         keys = ", ".join(map(str, record))
@@ -114,7 +114,7 @@ def _one_line(text: str, image: str) -> str:
 
 @registry.register("format", "caption")
 def caption(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """Picture and ``caption``; without prompts the picture alone is the prompt (stage 1 of MiniGPT-4)."""
+    """``image`` and ``caption``: one of the prompts asks; without prompts the picture alone (stage 1)."""
     answer = text_field(record, "caption")
     if not num_images(record):
         raise DataError("has no image; a caption needs one")
@@ -123,7 +123,7 @@ def caption(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> t
 
 @registry.register("format", "vqa")
 def vqa(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """``question`` and ``answer`` (a list: one is drawn). Prompts are templates with ``{}`` for the question."""
+    """``question`` and ``answer`` (one is drawn from a list); prompts are templates, ``{}`` is the question."""
     question = text_field(record, "question")
     if prompts:
         template = rng.choice(prompts)
@@ -137,7 +137,7 @@ def vqa(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple
 
 @registry.register("format", "classification")
 def classification(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """One of the ``prompts`` asks, ``label`` is the answer."""
+    """``image`` and ``label``: one of the prompts asks, the label is the answer."""
     if not prompts:
         raise DataError("format 'classification' needs prompts: [\"What emotion does this face show?\"]")
     return (Turn(with_images(rng.choice(prompts), num_images(record)), text_field(record, "label")),)
@@ -151,7 +151,10 @@ def text(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tupl
 
 @registry.register("format", "unnatural_instruction")
 def unnatural_instruction(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """Records of Unnatural Instructions: the first of ``instances``; constraints are appended even when 'None.'."""
+    """``instances``, as in Unnatural Instructions: the first one is asked.
+
+    Constraints are appended even when they read 'None.', as in MiniGPT-v2.
+    """
     instances = record.get("instances")
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
         raise DataError(f"has no 'instances' list; found: {', '.join(map(str, record))}")
@@ -169,7 +172,7 @@ def prompt_lines(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class EmotionMapping:
-    """Entries ``image path -> text`` whose text begins with an emotion (RealisticEmotions).
+    """Image path -> text that begins with an emotion; asks for the emotion alone or for the whole text.
 
     With probability ``label_ratio`` a question for the emotion alone is asked and the label is the answer, else a
     description is asked for and the whole text is the answer. ``question_diversity_factor``: share of each question
@@ -211,7 +214,7 @@ def emotion_label(description: str) -> str:
 
 @registry.register("format", "auto")
 def auto(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """The format that ``recognise`` finds for this record."""
+    """Chosen by the fields of the records: conversations, instances, caption, question or label."""
     chosen: Format = registry.get("format", recognise(record)[0])
     return chosen(record, prompts, rng)
 

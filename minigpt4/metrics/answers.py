@@ -47,10 +47,10 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
 
 METRICS = {
     "exact_accuracy": AnswerMetric(
-        "share of answers equal to the reference but for case and a full stop", exact_accuracy
+        "Share of answers equal to the reference but for case and a full stop", exact_accuracy
     ),
-    "macro_f1": AnswerMetric("mean F1 over the labels; rare ones count as much as frequent ones", macro_f1),
-    "rouge_l": AnswerMetric("overlap of word sequences with the reference, for longer answers", rouge_l),
+    "macro_f1": AnswerMetric("Mean F1 over the labels; rare ones count as much as frequent ones", macro_f1),
+    "rouge_l": AnswerMetric("Overlap of word sequences with the reference, for longer answers", rouge_l),
 }
 for _name, _metric in METRICS.items():
     registry.register("metric", _name)(_metric)

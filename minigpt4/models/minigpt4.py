@@ -27,11 +27,11 @@ class MiniGPT4Config(ModelConfig):
     arch: str = "minigpt4"
     model_type: str = "pretrain_vicuna0"
     max_txt_len: int = 32
-    has_qformer: bool = True
-    freeze_qformer: bool = True
-    num_query_token: int = 32
+    has_qformer: bool = True  # False: four neighbouring visual tokens are merged into one instead
+    freeze_qformer: bool = True  # False trains the Q-Former and its query tokens
+    num_query_token: int = 32  # query tokens of the Q-Former: positions of one image in the language model
     q_former_model: str = ""  # BLIP-2 file; "" = the published one; "random" = none
-    qformer_config: dict[str, Any] = field(default_factory=dict)
+    qformer_config: dict[str, Any] = field(default_factory=dict)  # sizes over those of BLIP-2: {num_hidden_layers: 2}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +41,7 @@ class MiniGPT4Config(ModelConfig):
 
 @registry.register("model", "minigpt4")
 class MiniGPT4(GenerationMixin, BaseModel):
-    """ViT, Q-Former (Vicuna) or merged tokens (Llama-2), linear projection, causal LM."""
+    """MiniGPT-4: a ViT, a Q-Former or four tokens merged into one, a linear layer, a language model."""
 
     Config: ClassVar[type[ModelConfig]] = MiniGPT4Config
     cfg: MiniGPT4Config

@@ -29,7 +29,7 @@ class MiniGPTv2Config(ModelConfig):
 
 @registry.register("model", "minigpt_v2")
 class MiniGPTv2(GenerationMixin, BaseModel):
-    """ViT, four raster neighbours concatenated, linear projection, causal LM with LoRA."""
+    """MiniGPT-v2: a ViT, four neighbouring tokens merged into one, a linear layer, a language model with LoRA."""
 
     Config: ClassVar[type[ModelConfig]] = MiniGPTv2Config
 

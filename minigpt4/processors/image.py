@@ -13,10 +13,11 @@ from minigpt4.processors.base import ImageProcessor
 
 @registry.register("processor", "blip2_image_train")
 class Blip2ImageTrain(ImageProcessor):
-    """RGB, bicubic resize to S x S (no crop, no augmentation), then ``(x / 255 - mean) / std``.
+    """Images: RGB, squashed to the model's square, normalised; no crop, no augmentation.
 
-    The bits equal those of torchvision's Resize + ToTensor + Normalize on PIL images: each float operation happens
-    in float32 and in that order. ``min_scale`` and ``max_scale`` are accepted and mean nothing, as in MiniGPT-4.
+    Bicubic resize to S x S, then ``(x / 255 - mean) / std``. The bits equal those of torchvision's Resize + ToTensor +
+    Normalize on PIL images: each float operation happens in float32 and in that order. ``min_scale`` and ``max_scale``
+    are accepted and mean nothing, as in MiniGPT-4.
     """
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -30,4 +31,4 @@ class Blip2ImageTrain(ImageProcessor):
 
 @registry.register("processor", "blip2_image_eval")
 class Blip2ImageEval(Blip2ImageTrain):
-    """The same pixels as in training."""
+    """Images: the same pixels as blip2_image_train."""

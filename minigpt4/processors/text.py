@@ -13,9 +13,10 @@ _SPACES = re.compile(r"\s{2,}")
 
 @registry.register("processor", "blip_caption")
 class BlipCaption(TextProcessor):
-    """BLIP's caption cleaning: lower case, some punctuation to spaces, at most ``max_words`` words after ``prompt``.
+    """Text: lower case, some punctuation to spaces, at most ``max_words`` words; BLIP's cleaning.
 
-    Published checkpoints were trained on questions in this form; '3.5' becomes '3 5' and 'U.S.' becomes 'u s'.
+    What is left stands behind ``prompt``. Published checkpoints were trained on questions in this form; '3.5' becomes
+    '3 5' and 'U.S.' becomes 'u s'.
     """
 
     def __call__(self, text: str) -> str:
@@ -27,7 +28,7 @@ class BlipCaption(TextProcessor):
 
 @registry.register("processor", "identity")
 class Identity(TextProcessor):
-    """Text as it is."""
+    """Text: left as it is."""
 
     def __call__(self, text: str) -> str:
         """``text``."""

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @registry.register("runner", "runner_base")
 class RunnerBase:
-    """``run.runner: runner_base``."""
+    """The training loop: epochs, validation, checkpoints, resume; one process per GPU."""
 
     Config: ClassVar[type[schema.RunConfig]] = schema.RunConfig
 

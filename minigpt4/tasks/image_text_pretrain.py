@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @registry.register("task", "image_text_pretrain")
 class ImageTextPretrainTask(BaseTask):
-    """The model knows its loss."""
+    """Trains on the tokens of answers; the loss is the model's own."""
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         """Token loss summed over the batch's answers."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4 import catalog
+from minigpt4.common.config import MODEL_DEFAULTS
 from minigpt4.common.errors import ConfigError, nearest
 from minigpt4.common.registry import KINDS, registry
 from minigpt4.common.yaml_source import REPOSITORY_ROOT, shown
@@ -18,17 +19,20 @@ from minigpt4.datasets.cards import find_card, known_cards
 CONFIG_FOLDERS = ("train_configs", "eval_configs")
 WRITTEN_IN = {
     "model": "model.arch",
+    "model_type": "model.arch and model.model_type: defaults to start from",
+    "template": "model.chat_format",
     "builder": "datasets.NAME.builder",
+    "format": "datasets.NAME.format",
+    "processor": "datasets.NAME.vis_processor.train.name, text_processor.train.name",
     "task": "run.task",
     "runner": "run.runner",
-    "processor": "datasets.NAME.vis_processor.train.name, text_processor.train.name",
-    "format": "datasets.NAME.format",
-    "template": "chat formats of published weights",
     "lr_scheduler": "run.lr_sched",
-    "dataset": "blocks under datasets:",
-    "config": "files for --cfg-path",
+    "metric": "run.valid.metrics, besides loss",
+    "dataset": "blocks under datasets:, `minigpt4 cp NAME` copies one to edit",
+    "config": "files for --cfg-path, `minigpt4 cp NAME` copies one to edit",
 }
 """Kind -> where its names are used; the order of the listing."""
+_SENTENCE_END = re.compile(r"(?<=\.)(?<!e\.g\.)(?<!i\.e\.)\s")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="minigpt4 ls",
         description="List the names that a YAML file may use, with one line each.",
         epilog="examples:\n  minigpt4 ls\n  minigpt4 ls format\n  minigpt4 ls datasets\n"
-        "  minigpt4 ls builder --plugins my_builders",
+        "  minigpt4 ls builder --plugins my_builders\n\nkeys and their defaults: docs/CONFIG_REFERENCE.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"only these: {', '.join(WRITTEN_IN)}")
@@ -74,11 +78,13 @@ def render(kind: str) -> str:
 
 
 def entries(kind: str) -> dict[str, str]:
-    """Name -> description of everything of one kind."""
+    """Name -> description of everything of one kind. The catalog must be loaded for registered kinds."""
     if kind == "dataset":
         return {name: comment_of(path) for name in known_cards() if (path := find_card(name)) is not None}
     if kind == "config":
         return {shown(path): comment_of(path) for path in example_files()}
+    if kind == "model_type":
+        return {path.stem.replace("-", " ", 1): comment_of(path) for path in model_types()}
     return {name: description(registry.get(kind, name)) for name in registry.names(kind)}
 
 
@@ -87,11 +93,16 @@ def example_files() -> list[Path]:
     return [path for folder in CONFIG_FOLDERS for path in sorted((REPOSITORY_ROOT / folder).glob("*.yaml"))]
 
 
+def model_types() -> list[Path]:
+    """The YAML files ``<arch>-<model_type>.yaml`` with defaults of a model."""
+    return sorted(MODEL_DEFAULTS.glob("*-*.yaml"))
+
+
 def description(entry: Any) -> str:
-    """The ``description`` of a registered object, else the first line of its docstring."""
+    """The ``description`` of a registered object, else the first sentence of its docstring."""
     own = getattr(entry, "description", None)
-    text = own if isinstance(own, str) else inspect.cleandoc(entry.__doc__ or "").partition("\n")[0]
-    return text.replace("``", "`")
+    text = own if isinstance(own, str) else inspect.cleandoc(entry.__doc__ or "").partition("\n\n")[0]
+    return first_sentence(text.replace("``", "`"))
 
 
 def comment_of(path: Path) -> str:
@@ -101,4 +112,9 @@ def comment_of(path: Path) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
-    return re.split(r"(?<=\.)\s", " ".join(lines), maxsplit=1)[0]
+    return first_sentence(" ".join(lines))
+
+
+def first_sentence(text: str) -> str:
+    """On one line, without its full stop."""
+    return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0].removesuffix(".")

@@ -22,14 +22,17 @@ class AlignConfig(DatasetConfig):
 
 @dataclass(frozen=True)
 class AlignInfo:
-    """``storage``: a folder with ``filter_cap.json`` and ``image/<image_id>.jpg``."""
+    """``build_info`` of this builder."""
 
-    storage: str = ""
+    storage: str = ""  # folder with filter_cap.json and image/<image_id>.jpg
 
 
 @registry.register("builder", "align")
 class AlignBuilder(AnnotationsBuilder):
-    """``filter_cap.json``: {"annotations": [{"image_id": "1", "caption": "..."}]}."""
+    """A folder as in MiniGPT-4's second stage: ``filter_cap.json`` and ``image/<image_id>.jpg``.
+
+    The file reads ``{"annotations": [{"image_id": "1", "caption": "..."}]}``.
+    """
 
     Config: ClassVar[type[DatasetConfig]] = AlignConfig
     Info: ClassVar[type[Any]] = AlignInfo

@@ -22,22 +22,18 @@ _SAME_FILE = {  # published under both names
 
 @dataclass(frozen=True)
 class AnnotationInfo:
-    """``build_info`` of annotation files.
+    """``build_info`` of annotation files. The last two keys belong to the format 'mapping'."""
 
-    ``image_names``: patterns for file names below ``image_path``, with fields of the record in braces; the first that
-    exists is read. ``label_ratio`` and ``question_diversity_factor`` belong to the format 'mapping'.
-    """
-
-    ann_path: str | list[str] = ""
-    image_path: str = ""
-    image_names: list[str] = field(default_factory=list)
-    label_ratio: float = 0.5
-    question_diversity_factor: float = 1.0
+    ann_path: str | list[str] = ""  # a .json, .jsonl, .csv or .tsv file, or a list of these
+    image_path: str = ""  # folder below which the records' images lie; "" = records without images
+    image_names: list[str] = field(default_factory=list)  # the first that exists: `["{id}.jpg", "{image}"]`
+    label_ratio: float = 0.5  # format mapping: share of questions for the emotion alone, 0..1
+    question_diversity_factor: float = 1.0  # format mapping: share of the built-in questions in use, 0..1
 
 
 @registry.register("builder", "annotations")
 class AnnotationsBuilder(DatasetBuilder):
-    """JSON, JSON lines or CSV at ``ann_path``; pictures below ``image_path``."""
+    """JSON, JSON lines or CSV files (``ann_path``) and a folder of pictures (``image_path``)."""
 
     Info: ClassVar[type[Any]] = AnnotationInfo
     required: ClassVar[tuple[str, ...]] = ("ann_path",)

@@ -21,7 +21,7 @@ class ShareGPTFaceConfig(DatasetConfig):
 
 @registry.register("builder", "ShareGPT_Face")
 class ShareGPT_Face(AnnotationsBuilder):
-    """ShareGPT4V records; ``image`` is a path below the folder that holds coco/, llava/, sam/ and the others."""
+    """ShareGPT4V conversations; pictures lie below one folder with coco/, llava/, sam/ and the others."""
 
     Config: ClassVar[type[DatasetConfig]] = ShareGPTFaceConfig
 
@@ -36,14 +36,17 @@ class FaceGPT4VisionConfig(DatasetConfig):
 
 @dataclass(frozen=True)
 class SectionInfo(AnnotationInfo):
-    """``subsets_prompts``: the sections to train on. Those that judge race, gender or skin are used when named only."""
+    """``build_info`` of files in sections. Those that judge race, gender or skin are used when named only."""
 
-    subsets_prompts: list[str] = field(default_factory=list)
+    subsets_prompts: list[str] = field(default_factory=list)  # names of the sections to train on
 
 
 @registry.register("builder", "FaceGPT4Vision")
 class FaceGPT4Vision(AnnotationsBuilder):
-    """``{"section": [records]}``; the sections of ``subsets_prompts`` in that order, spaces around names ignored."""
+    """Annotation files in named sections, ``{"section": [records]}``; YAML names the sections to train on.
+
+    They come in the order of ``subsets_prompts``; spaces around names are ignored.
+    """
 
     Config: ClassVar[type[DatasetConfig]] = FaceGPT4VisionConfig
     Info: ClassVar[type[Any]] = SectionInfo
@@ -65,6 +68,6 @@ class RealisticEmotionsConfig(DatasetConfig):
 
 @registry.register("builder", "RealisticEmotions")
 class RealisticEmotions(AnnotationsBuilder):
-    """``{"image path": "Happy, ..."}``; ``build_info`` takes label_ratio and question_diversity_factor."""
+    """One file of image path -> text that begins with the emotion, ``{"a.jpg": "Happy, ..."}``."""
 
     Config: ClassVar[type[DatasetConfig]] = RealisticEmotionsConfig

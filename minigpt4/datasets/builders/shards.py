@@ -24,14 +24,14 @@ class ShardsConfig(DatasetConfig):
 
 @dataclass(frozen=True)
 class ShardsInfo:
-    """``storage``: brace pattern ``{00000..00099}.tar``, glob, folder, or a list of these. Local files."""
+    """``build_info`` of tar shards."""
 
-    storage: str | list[str] = ""
+    storage: str | list[str] = ""  # local files: pattern `{00000..00099}.tar`, glob, folder, or a list of these
 
 
 @registry.register("builder", "shards")
 class ShardsBuilder(DatasetBuilder):
-    """A picture and ``.json`` or ``.txt`` per key."""
+    """Tar files of img2dataset or webdataset: one picture and one ``.json`` or ``.txt`` per key."""
 
     Config: ClassVar[type[DatasetConfig]] = ShardsConfig
     Info: ClassVar[type[Any]] = ShardsInfo
