@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -15,10 +16,14 @@ from minigpt4.common.yaml_source import REPOSITORY_ROOT
 
 PACKAGES = (
     "torchvision", "transformers", "timm", "peft", "bitsandbytes", "safetensors", "sentencepiece", "omegaconf",
-    "webdataset", "numpy", "pillow", "wandb", "tensorboard", "gradio", "torchmetrics", "scikit-learn",
+    "pyyaml", "webdataset", "numpy", "pillow", "matplotlib", "rich", "wandb", "tensorboard", "gradio", "torchmetrics",
+    "scikit-learn", "scikit-image",
 )  # fmt: skip
+"""What the package may use besides torch, which says more of itself."""
 SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINIGPT4_WEIGHTS", "MINIGPT4_DATA")
 MISSING = "not installed"
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?[^\s\\/'\":;,()]*[\\/](?:[^\\/'\":;,()\n]*[\\/])*")
+"""The folders in front of a file name, on any system; names of folders may hold spaces."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,14 +78,15 @@ def git_commit() -> str:
     """Hash of the checkout, and whether files differ from it."""
     if not (REPOSITORY_ROOT / ".git").exists():
         return "none (not a git checkout)"
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    git = ("git", "-C", str(REPOSITORY_ROOT))
+    commit, changes = answer_of(*git, "rev-parse", "HEAD"), answer_of(*git, "status", "--porcelain", "-uno")
     if commit is None or changes is None:
         return "unknown (git does not answer)"
     return commit + (f" with changes in {len(changes.splitlines())} files" if changes else "")
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(REPOSITORY_ROOT), *arguments]
+def answer_of(*command: str) -> str | None:
+    """What another program prints; None when it is missing, fails or takes over ten seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -109,13 +115,15 @@ def torch_facts() -> dict[str, str]:
     """torch, the CUDA and cuDNN it was built with, and every GPU with its memory."""
     try:
         import torch
-    except ImportError as error:  # also a torch whose libraries are broken, which is what a bug report must say
-        return {"torch": f"cannot be imported: {error}" if version("torch") != MISSING else MISSING}
+    except (ImportError, OSError) as error:  # also a torch whose libraries are broken: a bug report must say so
+        reason = f"cannot be imported: {without_folders(str(error))}"
+        return {"torch": MISSING if version("torch") == MISSING else reason}
     facts = {
         "torch": str(torch.__version__),
-        "CUDA of torch": torch.version.cuda or "none (CPU build)",
+        "CUDA of torch": torch.version.cuda or f"none ({'ROCm' if torch.version.hip else 'CPU'} build)",
         "cuDNN": cudnn_version(torch.backends.cudnn),
         "threads of torch": str(torch.get_num_threads()),
+        "NVIDIA driver": nvidia_driver(),
     }
     if not torch.cuda.is_available():
         return {**facts, "GPU": "none usable"}
@@ -124,6 +132,12 @@ def torch_facts() -> dict[str, str]:
         capability = f"compute capability {found.major}.{found.minor}"
         facts[f"GPU {number}"] = f"{found.name}, {found.total_memory / 2**30:.1f} GiB, {capability}"
     return facts
+
+
+def nvidia_driver() -> str:
+    """Version of the driver, which may be too old for the CUDA of torch."""
+    found = answer_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return found.splitlines()[0] if found else "none found"
 
 
 def cudnn_version(cudnn: Any) -> str:
@@ -137,3 +151,8 @@ def setting(name: str) -> str:
     if value is None:
         return "not set"
     return "set" if name.startswith("MINIGPT4_") else value
+
+
+def without_folders(message: str) -> str:
+    """``message`` with file names alone, as it may be published."""
+    return _FOLDERS.sub("", message)
