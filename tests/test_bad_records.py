@@ -54,9 +54,7 @@ def test_a_broken_picture_is_counted_once_and_named_in_the_manifest(tmp_path: Pa
 
 
 def test_more_broken_records_than_allowed_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="2 of 12 samples cannot be read, max_bad_fraction 0.1 allows"
-    ):
+    with pytest.raises(DataError, match="2 of 12 samples cannot be read, max_bad_fraction 0.1 allows"):
         RunnerBase(_config(tmp_path, broken=2, limit=0.1), single("cpu")).train()
 
 

@@ -275,3 +275,14 @@ def test_the_catalog_names_a_plugin_that_cannot_be_imported(monkeypatch: pytest.
     monkeypatch.setattr(catalog, "MODULES", ())
     with pytest.raises(ConfigError, match="plugin 'no_such_plugin_xyz' cannot be imported: No module named"):
         catalog.load(["no_such_plugin_xyz"])
+
+
+@pytest.mark.parametrize(("text", "sanity"), [("off", "off"), ("'off'", "off"), ("warn", "warn")])
+def test_off_is_a_word_where_a_word_is_wanted(tmp_path: Path, text: str, sanity: str) -> None:
+    assert load_config(write(tmp_path, BASE + f"  sanity: {text}\n")).run.sanity == sanity
+    assert load_config(write(tmp_path, BASE), [f"run.sanity={text}"]).run.sanity == sanity
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", True), ("yes", True), ("False", False), ("off", False)])
+def test_on_and_off_are_booleans_where_one_is_wanted(tmp_path: Path, text: str, value: bool) -> None:
+    assert load_config(write(tmp_path, BASE + f"  evaluate: {text}\n")).run.evaluate is value

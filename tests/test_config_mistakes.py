@@ -56,7 +56,7 @@ MISTAKES: list[tuple[str, str, str, str, list[str]]] = [
     ),
     ("text for an integer", "max_epoch: 2", "max_epoch: fifty", ":13: run.max_epoch:", ["'fifty'", "an integer"]),
     ("fraction for an integer", "max_epoch: 2", "max_epoch: 1.5", "run.max_epoch:", ["1.5", "an integer"]),
-    ("true for an integer", "max_epoch: 2", "max_epoch: yes", "run.max_epoch:", ["True (true/false)", "an integer"]),
+    ("true for an integer", "max_epoch: 2", "max_epoch: true", "run.max_epoch:", ["True (true/false)", "an integer"]),
     ("text for a boolean", "max_epoch: 2", "evaluate: perhaps", "run.evaluate:", ["'perhaps'", "true or false"]),
     ("text for a number", "max_epoch: 2", "init_lr: small", "run.init_lr:", ["'small'", "a number"]),
     ("list for text", "max_epoch: 2", "task: [a]", "run.task:", ["['a'] (list)", "text"]),

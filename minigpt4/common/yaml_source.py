@@ -24,13 +24,20 @@ _UNSET = re.compile(r"Environment variable '([^']+)' not found")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with ``1e-5`` read as a number (PyYAML reads text), and dates and '=' left as text."""
+    """YAML 1.1 with ``1e-5`` read as a number (PyYAML reads text), and dates and '=' left as text.
+
+    Only true and false are booleans, as in YAML 1.2: ``sanity: off`` is a word. A key that is a boolean takes on, off,
+    yes and no all the same.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("timestamp", "value")]
+    first: [pair for pair in resolvers if pair[0].rpartition(":")[2] not in ("timestamp", "value", "bool")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
