@@ -15,12 +15,14 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import ModelConfig, ProcessorConfig
-from minigpt4.models.generation import GenerationMixin
+from minigpt4.models.generation import GenerateOptions, GenerationMixin
 from minigpt4.processors.base import ImageProcessor, ImageSpec, TextProcessor, make_image_processor, make_text_processor
 
 log = logging.getLogger(__name__)
 
 CHAT_TEMPLATES = {"pretrain_vicuna0": "vicuna_v0", "pretrain_llama2": "llama2", "pretrain": "minigpt_v2"}
+"""Model type -> how the published chats of that type are written; other types follow their training text."""
+LEGACY_TEMPLATE = "minigpt_v2_legacy"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,33 @@ class Assistant:
     image_processor: ImageProcessor
     question_processor: TextProcessor
     template: str
+
+    def stopping(self, options: GenerateOptions) -> GenerateOptions:
+        """The options, which also stop where this model's answers end: the end symbol, and the template's texts."""
+        encoder, template = self.model.encoder, registry.get("template", self.template)
+        ids = encoder.tokenizer.encode(encoder.end_sym)
+        is_end_token = ids == [encoder.tokenizer.eos_id]
+        spelled = () if is_end_token or not encoder.end_sym else (encoder.end_sym,)
+        return replace(
+            options,
+            stop=tuple(dict.fromkeys((*options.stop, *template.stop, *spelled))),
+            # A special token vanishes from decoded text: only its id tells that the answer is over.
+            stop_ids=(*options.stop_ids, *ids) if len(ids) == 1 and not is_end_token else options.stop_ids,
+        )
+
+
+def template_name(model_type: str, chat_format: str = "auto") -> str:
+    """The registered template of a chat: ``chat_format``, or with ``auto`` the one of the model type.
+
+    Raises ConfigError for unknown names, and for the legacy text of MiniGPT-v2 with another model.
+    """
+    by_type = CHAT_TEMPLATES.get(model_type, "training")
+    if chat_format == "auto":
+        return by_type
+    registry.get("template", chat_format)
+    if chat_format == LEGACY_TEMPLATE and by_type != "minigpt_v2":
+        raise ConfigError(f"chat_format {LEGACY_TEMPLATE} is for model_type pretrain (MiniGPT-v2), not {model_type}")
+    return chat_format
 
 
 def load_assistant(
@@ -53,6 +82,7 @@ def load_assistant(
     model_cfg = load_config(source, options, check_data=False).model
     if archs and model_cfg.arch not in archs:
         raise ConfigError(f"{source}: model.arch is '{model_cfg.arch}', this program talks to: {', '.join(archs)}")
+    template = template_name(model_cfg.model_type, model_cfg.chat_format)
     if checkpoint is None and model_cfg.ckpt and Path(model_cfg.ckpt).is_dir():
         checkpoint = read_checkpoint(model_cfg.ckpt)
     model = _build(model_cfg, checkpoint, device or choose_device())
@@ -65,7 +95,7 @@ def load_assistant(
         model,
         make_image_processor(ProcessorConfig(name="blip2_image_eval"), image),
         make_text_processor(ProcessorConfig(name=question_processor)),
-        CHAT_TEMPLATES.get(model_cfg.model_type, "training"),
+        template,
     )
 
 
@@ -88,6 +118,6 @@ def choose_device(gpu_id: int = 0) -> torch.device:
     """The GPU with this number where there is one, else the CPU. Raises ConfigError for a number too high."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if gpu_id >= torch.cuda.device_count():
+    if not 0 <= gpu_id < torch.cuda.device_count():
         raise ConfigError(f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
     return torch.device("cuda", gpu_id)

@@ -1,8 +1,10 @@
-"""One conversation about images: history, images encoded once, answers whole or streamed."""
+"""One conversation about images: history, images encoded once, positions computed once, answers streamed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import logging
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,12 @@ from torch import Tensor
 from minigpt4.chat.loading import Assistant
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
-from minigpt4.common.types import IMAGE_PROMPT, Encoded, Turn
+from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Encoded, Turn
 from minigpt4.conversation.templates import ChatTemplate
 from minigpt4.models.generation import GenerateOptions
+from minigpt4.models.prompt_cache import PromptCache
+
+log = logging.getLogger(__name__)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -26,79 +31,136 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         image = Image.open(file)
         image.load()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    # Pillow's readers raise SyntaxError and ValueError for broken chunks.
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"image '{path}': not readable as a picture ({error})") from error
     return image
 
 
 class ChatSession:
-    """A conversation with one model. The prompt of a turn is what training showed for the same turns."""
+    """A conversation with one model, written as the model's template says.
 
-    def __init__(self, assistant: Assistant) -> None:
+    Every picture goes through the vision tower once, and every position through the language model once, as long as a
+    turn starts with the ids of the turn before. ``notify`` is told when old turns leave the window.
+    """
+
+    def __init__(self, assistant: Assistant, notify: Callable[[str], None] = log.warning) -> None:
         self.assistant = assistant
         self.template: ChatTemplate = registry.get("template", assistant.template)
         self.history: list[Turn] = []
-        self._features = torch.zeros(0)
-        self._has_new_image = False
+        self._notify = notify
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation and its images."""
         self.history = []
-        self._features = torch.zeros(0, 3, 1, 1)
-        self._has_new_image = False
+        self._features = torch.zeros(0, 3, 1, 1)  # [N, P, C'] once there are images
+        self._num_new_images = 0
+        self._cache = PromptCache()
 
     def set_image(self, image: Image.Image) -> None:
-        """Start a new conversation about ``image``; it goes through the vision tower once."""
-        pixels = self.assistant.image_processor(image)[None]  # [1, 3, S, S]
+        """Start a new conversation about ``image``."""
+        features = self._encode(image)
         self.reset()
-        self._features = self._encode(pixels)
-        self._has_new_image = True
+        self._features, self._num_new_images = features, 1
+
+    def add_image(self, image: Image.Image) -> None:
+        """Show one more picture with the next question; the conversation goes on."""
+        features = self._encode(image)
+        self._features = torch.cat([self._features, features]) if len(self._features) else features
+        self._num_new_images += 1
 
     def ask(self, question: str, options: GenerateOptions) -> str:
-        """The answer to ``question``; it joins the history."""
-        turn, prompt = self._prompt(question)
-        answer = self.assistant.model.generate([prompt], self._features, self._with_stop(options))[0]
-        self._remember(turn, answer)
-        return answer
+        """The answer to ``question``; it joins the history. Raises DataError as ``stream`` does."""
+        for _ in self.stream(question, options):
+            pass
+        return self.history[-1].answer
 
-    def stream(self, question: str, options: GenerateOptions) -> Iterator[str]:
-        """Pieces of the answer as they come; the whole answer joins the history when the last piece was read."""
-        turn, prompt = self._prompt(question)
-        pieces = []
-        for piece in self.assistant.model.generate_stream(prompt, self._features, self._with_stop(options)):
-            pieces.append(piece)
-            yield piece
-        self._remember(turn, "".join(pieces))
+    def stream(self, question: str, options: GenerateOptions) -> Generator[str]:
+        """Pieces of the answer as they come. What was read joins the history, also when the reader leaves early.
 
-    @torch.no_grad()
-    def _encode(self, pixels: Tensor) -> Tensor:
-        model = self.assistant.model
-        with model.autocast():
-            return model.vision_features(pixels.to(model.device))
+        With several beams the answer is one piece. Turns that leave the window are dropped before anything is
+        computed. Raises DataError for a question that cannot be asked.
+        """
+        turn, prompt = self._fitting_prompt(question, options)
+        return self._answer(turn, prompt, self.assistant.stopping(options))
 
     @staticmethod
     def first_prompt(assistant: Assistant, question: str) -> Encoded:
         """Ids of the first question about one image, as a conversation would send it."""
-        return ChatSession(assistant)._prompt(question, has_image=True)[1]
+        session = ChatSession(assistant)
+        return session._encoded([], session._turn_text(question, num_images=1))
 
-    def _prompt(self, question: str, has_image: bool | None = None) -> tuple[str, Encoded]:
+    def _answer(self, turn: str, prompt: Encoded, options: GenerateOptions) -> Generator[str]:
+        model = self.assistant.model
+        if options.num_beams > 1:
+            answer = model.generate([prompt], self._features, options)[0]
+            self._remember(turn, answer)
+            yield answer
+            return
+        read: list[str] = []
+        with contextlib.closing(model.generate_stream(prompt, self._features, options, self._cache)) as pieces:
+            try:
+                while True:
+                    read.append(next(pieces))
+                    yield read[-1]
+            except StopIteration as finished:
+                self._remember(turn, finished.value)
+            except (GeneratorExit, KeyboardInterrupt):
+                if read:
+                    self._remember(turn, "".join(read))
+                raise
+
+    @torch.no_grad()
+    def _encode(self, image: Image.Image) -> Tensor:
+        """A picture -> features [1, P, C']."""
+        model = self.assistant.model
+        with model.autocast():
+            return model.vision_features(self.assistant.image_processor(image)[None].to(model.device))
+
+    def _fitting_prompt(self, question: str, options: GenerateOptions) -> tuple[str, Encoded]:
+        """The turn and its ids, after dropping the oldest turns that the window has no room for; images stay."""
+        turn, history = self._turn_text(question, self._num_new_images), list(self.history)
+        prompt = self._encoded(history, turn)
+        limits = [limit for limit in (options.max_length, self.assistant.model.context_window) if limit is not None]
+        room = min(limits, default=len(prompt.ids) + options.max_new_tokens) - options.max_new_tokens
+        while len(prompt.ids) > room and history:
+            history, turn = _without_oldest(history, turn)
+            prompt = self._encoded(history, turn)
+        if len(prompt.ids) > room:
+            pictures = prompt.num_images * self.assistant.model.encoder.num_image_tokens
+            raise DataError(
+                f"the question alone takes {len(prompt.ids)} positions ({pictures} of them show pictures), but the "
+                f"window of {min(limits)} has {max(room, 0)} beside an answer of {options.max_new_tokens} "
+                "(max_new_tokens): shorten the question or the answer, or start a new conversation"
+            )
+        if dropped := len(self.history) - len(history):
+            self._notify(f"the conversation outgrew the window of {min(limits)}: its oldest turns ({dropped}) are gone")
+            self.history, self._num_new_images = history, turn.count(IMAGE_TAG)
+        return turn, prompt
+
+    def _turn_text(self, question: str, num_images: int) -> str:
+        if IMAGE_TAG in question:
+            raise DataError(f"a question must not hold '{IMAGE_TAG}', which stands for a picture")
+        parts = [IMAGE_PROMPT] * num_images + [self.assistant.question_processor(question)]
+        # Instructions with an image, and all turns of a conversation, end in a space in training.
+        return " ".join(parts) + (" " if self.template.is_training_format else "")
+
+    def _encoded(self, history: list[Turn], turn: str) -> Encoded:
         encoder = self.assistant.model.encoder
-        text = self.assistant.question_processor(question)
-        has_image = self._has_new_image if has_image is None else has_image
         if self.template.is_training_format:
-            # Instructions with an image, and all turns of a conversation, end in a space in training.
-            turn = f"{IMAGE_PROMPT} {text} " if has_image else f"{text} "
-            return turn, encoder.encode_prompt(self.history, turn)
-        turn = f"{IMAGE_PROMPT} {text}" if has_image else text
-        return turn, encoder.encode_text(self.template.render(self.history, turn))
+            return encoder.encode_prompt(history, turn)
+        return encoder.encode_text(self.template.render(history, turn))
 
     def _remember(self, turn: str, answer: str) -> None:
-        self.history.append(Turn(turn, answer))
-        self._has_new_image = False
+        self.history.append(Turn(turn, answer.replace(IMAGE_TAG, "")))
+        self._num_new_images = 0
 
-    def _with_stop(self, options: GenerateOptions) -> GenerateOptions:
-        encoder = self.assistant.model.encoder
-        is_end_token = encoder.tokenizer.encode(encoder.end_sym) == [encoder.tokenizer.eos_id]
-        spelled = () if is_end_token or not encoder.end_sym else (encoder.end_sym,)
-        return replace(options, stop=tuple(dict.fromkeys((*options.stop, *self.template.stop, *spelled))))
+
+def _without_oldest(history: list[Turn], turn: str) -> tuple[list[Turn], str]:
+    """The conversation without its oldest turn, whose images move to the front of the next one."""
+    oldest, *others = history
+    images = f"{IMAGE_PROMPT} " * oldest.prompt.count(IMAGE_TAG)
+    if not others:
+        return [], images + turn
+    return [replace(others[0], prompt=images + others[0].prompt), *others[1:]], turn

@@ -44,6 +44,13 @@ TEMPLATES = {
     "minigpt_v2": ChatTemplate(
         "MiniGPT-v2; chat follows the training format", "", "<s>[INST] ", " [/INST]", "", is_training_format=True
     ),
+    "minigpt_v2_legacy": ChatTemplate(
+        "MiniGPT-v2 as the published chat wrote it: BOS twice, no end symbol between turns",
+        "",
+        "<s>[INST] ",
+        " [/INST]",
+        "",
+    ),
     "training": ChatTemplate(
         "The checkpoint's own prompt_template and end_sym, as in training", "", "", "", "", is_training_format=True
     ),

@@ -32,6 +32,9 @@ def packed_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if sample_lengths is None:
+        new, known = query.shape[2], key.shape[2]
+        if attention_mask is None and 1 < new < known:  # a cache holds the first ones: the new are causal at the end
+            attention_mask = torch.ones(1, 1, new, known, dtype=torch.bool, device=query.device).tril(known - new)
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return plain
     lengths = list(sample_lengths)
