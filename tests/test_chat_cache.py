@@ -240,7 +240,9 @@ def test_models_whose_past_cannot_be_cut_compute_everything_again(build: Callabl
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 
 
-def test_such_a_model_still_answers(monkeypatch: pytest.MonkeyPatch, fed: Callable[[GenerationMixin], list[int]]) -> None:
+def test_such_a_model_still_answers(
+    monkeypatch: pytest.MonkeyPatch, fed: Callable[[GenerationMixin], list[int]]
+) -> None:
     talker = assistant(V2, "minigpt_v2")
     monkeypatch.setattr("minigpt4.models.generation.keeps_positions", lambda llm: False)
     session, counts = ChatSession(talker), fed(talker.model)
@@ -303,7 +305,9 @@ def test_a_question_that_does_not_fit_is_refused_and_forgotten() -> None:
     session.set_image(picture())
     session.ask("who?", SHORT)
     before = list(session.history)
-    with pytest.raises(DataError, match=r"takes \d+ positions \(16 of them show pictures\), but the window of 60 has 48"):
+    with pytest.raises(
+        DataError, match=r"takes \d+ positions \(16 of them show pictures\), but the window of 60 has 48"
+    ):
         session.ask("why " * 40, replace(SHORT, max_length=60))
     assert session.history == before and session.ask("why?", SHORT)
 
