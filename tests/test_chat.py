@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,21 @@ def test_ctrl_c_at_the_prompt_does_not_end_the_chat(
     assert "/quit or Ctrl-D leaves." in capsys.readouterr().out
 
 
+def test_ctrl_c_while_a_picture_is_read_keeps_the_conversation(
+    assistant: Assistant, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = ChatSession(assistant)
+    session.ask("hello", SHORT)
+
+    def interrupted(image: Image.Image) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "_encode", interrupted)
+    typed([f"/image {picture}", "quit"], monkeypatch)
+    assert command_line.interact(session, SHORT) == 0
+    assert "[stopped]" in capsys.readouterr().out and len(session.history) == 1
+
+
 def test_ctrl_c_stops_an_answer_and_keeps_what_was_printed(
     assistant: Assistant, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +295,15 @@ def test_the_template_follows_the_model_type_unless_the_config_names_one(
     model_type: str, chat_format: str, expected: str
 ) -> None:
     assert template_name(model_type, chat_format) == expected
+
+
+@pytest.mark.parametrize(("end_sym", "num_ids", "is_text"), [("</s>", 0, False), ("###", 0, True), ("the", 1, True)])
+def test_answers_stop_at_the_end_symbol_by_its_text_and_by_its_id_where_it_is_one(
+    end_sym: str, num_ids: int, is_text: bool, assistant: Assistant
+) -> None:
+    model = build_model(load_case("c_minigptv2_lora_instruction"), end_sym=end_sym)
+    options = replace(assistant, model=model).stopping(SHORT)
+    assert len(options.stop_ids) == num_ids and options.stop == ((end_sym,) if is_text else ())
 
 
 def test_an_unknown_chat_format_names_the_nearest() -> None:

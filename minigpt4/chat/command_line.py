@@ -136,6 +136,8 @@ def interact(session: ChatSession, options: GenerateOptions) -> int:
                 _answer(session, line, options)
         except DataError as error:
             print(f"error: {error}")
+        except KeyboardInterrupt:  # while a picture was read
+            print("[stopped]")
 
 
 def _command(session: ChatSession, line: str) -> None:
