@@ -37,14 +37,10 @@ class Assistant:
     def stopping(self, options: GenerateOptions) -> GenerateOptions:
         """The options, which also stop where this model's answers end: the end symbol, and the template's texts."""
         encoder, template = self.model.encoder, registry.get("template", self.template)
-        ids = encoder.tokenizer.encode(encoder.end_sym)
-        is_end_token = ids == [encoder.tokenizer.eos_id]
-        spelled = () if is_end_token or not encoder.end_sym else (encoder.end_sym,)
         return replace(
             options,
-            stop=tuple(dict.fromkeys((*options.stop, *template.stop, *spelled))),
-            # A special token vanishes from decoded text: only its id tells that the answer is over.
-            stop_ids=(*options.stop_ids, *ids) if len(ids) == 1 and not is_end_token else options.stop_ids,
+            stop=tuple(dict.fromkeys((*options.stop, *template.stop, *encoder.stop_texts))),
+            stop_ids=(*options.stop_ids, *encoder.stop_ids),
         )
 
 

@@ -40,6 +40,12 @@ class Encoder:
         is_end_token = self.tokenizer.encode(self.end_sym) == [self.tokenizer.eos_id]
         return () if is_end_token or not self.end_sym else (self.end_sym,)
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer besides the end token: an end symbol of one id, which may vanish from decoded text."""
+        ids = self.tokenizer.encode(self.end_sym)
+        return tuple(ids) if len(ids) == 1 and ids != [self.tokenizer.eos_id] else ()
+
     def spell(self, ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
         """Pieces of text and whether they are supervised; special tokens are spelled, an image is '[image x 64]'."""
         pieces: list[tuple[str, bool]] = []

@@ -69,7 +69,10 @@ class Validator:
     ) -> None:
         self.cfg, self.valid, self.model, self.task, self.dist = cfg, cfg.run.valid, model, task, dist
         self.datasets = list(datasets)
-        self.options = GenerateOptions(max_new_tokens=self.valid.max_new_tokens, stop=model.encoder.stop_texts)
+        encoder = model.encoder
+        self.options = GenerateOptions(
+            max_new_tokens=self.valid.max_new_tokens, stop=encoder.stop_texts, stop_ids=encoder.stop_ids
+        )
         self.canaries = self._chosen_canaries() if dist.is_main else []
 
     @property

@@ -67,7 +67,7 @@ def answer_questions(
     def images_of(chosen: Sequence[int]) -> Tensor:
         return torch.stack([features[questions[i].image] for i in chosen])
 
-    return answer_prompts(assistant.model, prompts, images_of, options, batch_size, advance)
+    return answer_prompts(assistant.model, prompts, images_of, assistant.stopping(options), batch_size, advance)
 
 
 @torch.no_grad()
