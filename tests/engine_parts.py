@@ -65,6 +65,7 @@ class TinyModel(nn.Module):
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
     attends_by_sample = False
+    load_reports: ClassVar[list[Any]] = []
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()

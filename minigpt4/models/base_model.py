@@ -16,15 +16,23 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.conversation.tokenizer import load_tokenizer
 from minigpt4.models.attention import use_packed_attention
-from minigpt4.models.llm import build_llm, causal_lm
+from minigpt4.models.llm import build_llm, causal_lm, check_llm
+from minigpt4.models.load_report import (
+    LoadReport,
+    check_lora_settings,
+    check_not_upcast,
+    log_reports,
+    match_weights,
+)
 from minigpt4.models.losses import token_losses
-from minigpt4.models.vision import VisionInfo, build_vision
-from minigpt4.models.weights import LoadReport, canonical_name, match_weights, read_state
+from minigpt4.models.vision import VisionInfo, build_vision, tower_file
+from minigpt4.models.weights import Weights, canonical_name, find_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +55,12 @@ class BaseModel(nn.Module, ABC):
         super().__init__()
         self.cfg = cfg
         self.device, self.dtype = device, dtype
-        self.visual_encoder, self.vision = build_vision(cfg, device, self._vision_dtype())
+        self.load_reports: list[LoadReport] = []  # one per file of weights, in the order of loading
+        self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self._vision_dtype())
         self.ln_vision = nn.LayerNorm(self.vision.width, device=device)  # eps 1e-5, float32
-        self.llama_model: Any = build_llm(cfg, device, dtype)
+        llm, llm_report = build_llm(cfg, device, dtype)
+        self.llama_model: Any = llm
+        self.load_reports += [report for report in (tower_report, llm_report) if report is not None]
         self.attends_by_sample = use_packed_attention(self._lm)
         self.hidden_size = int(self._lm.get_input_embeddings().weight.shape[1])
         if cfg.freeze_vit:
@@ -60,9 +71,13 @@ class BaseModel(nn.Module, ABC):
     def from_config(cls, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Self:
         """Build, freeze, load ``cfg.ckpt``. ``dtype`` is that of frozen weights and of the arithmetic; what trains is
         float32. The projection and LoRA start from ``seed`` whatever was drawn before. On the meta device the model has
-        shapes alone and reads no weights."""
-        has_ckpt = bool(cfg.ckpt) and device.type != "meta"
-        state = read_state(Path(cfg.ckpt)) if has_ckpt else None  # a wrong path is told before big weights load
+        shapes alone and reads no weights. Files are found, downloaded and looked through before the big ones are read.
+        Raises ConfigError and CheckpointError."""
+        initial = None
+        if device.type != "meta":
+            cfg = cls._with_files(cfg)
+            check_llm(cfg, device, dtype)
+            initial = cls._initial_weights(cfg, dtype) if cfg.ckpt else None
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             model = cls(cfg, device, dtype)
@@ -70,11 +85,44 @@ class BaseModel(nn.Module, ABC):
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
                 log.debug("%s trains: kept in float32", name)
-        if state is not None:
-            for line in model.load_weights(state, cfg.ckpt).lines():
-                log.info(line)
+        if initial is not None:
+            report = model.load_weights(initial.tensors, cfg.ckpt)
+            report.notes += check_lora_settings(cfg, initial)
+        if device.type != "meta":
+            check_not_upcast(model, cfg, dtype)
+            log_reports(model.load_reports)
         model.eval()
         return model
+
+    @classmethod
+    def weight_files(cls, cfg: ModelConfig) -> dict[str, str]:
+        """Key of ``model`` -> the file of weights it means: a path, a name in the weights folder, or a web address."""
+        files = {"vit_weights": tower_file(cfg), "ckpt": cfg.ckpt}
+        return {key: path for key, path in files.items() if path}
+
+    @classmethod
+    def _with_files(cls, cfg: ModelConfig) -> ModelConfig:
+        """``cfg`` with paths that exist, after downloads. Raises ConfigError naming everything that is missing."""
+        found: dict[str, Any] = {}
+        problems = []
+        for key, path in cls.weight_files(cfg).items():
+            try:
+                found[key] = str(find_weights(path, f"model.{key}"))
+            except ConfigError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return replace(cfg, **found)
+
+    @classmethod
+    def _initial_weights(cls, cfg: ModelConfig, dtype: torch.dtype) -> Weights:
+        """``cfg.ckpt``, matched against the shapes of the model: what does not fit is told before big weights load."""
+        weights = read_weights(Path(cfg.ckpt))
+        check_lora_settings(cfg, weights)
+        with torch.random.fork_rng(devices=[]):
+            skeleton = cls(cfg, torch.device("meta"), dtype)
+        skeleton._match(weights.tensors, cfg.ckpt, complete=False)
+        return weights
 
     @abstractmethod
     def vision_features(self, images: Tensor) -> Tensor:
@@ -219,14 +267,19 @@ class BaseModel(nn.Module, ABC):
         return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in kept}
 
     def load_weights(self, state: Mapping[str, Tensor], source: str, complete: bool = False) -> LoadReport:
-        """Copy the tensors of a file in; see ``match_weights`` for what is an error. Returns the report."""
+        """Copy the tensors of a file in; see ``match_weights`` for what is an error. Returns the report, kept too."""
+        values, report = self._match(state, source, complete)
         parameters = {canonical_name(name): p for name, p in self.named_parameters()}
-        trained = [name for name, _ in self.trainable_parameters_by_name()]
-        values, report = match_weights(parameters, trained, state, source, complete)
         with torch.no_grad():
             for name, value in values.items():
                 parameters[name].copy_(value.to(parameters[name].device))
+        self.load_reports.append(report)
         return report
+
+    def _match(self, state: Mapping[str, Tensor], source: str, complete: bool) -> tuple[dict[str, Tensor], LoadReport]:
+        parameters = {canonical_name(name): p for name, p in self.named_parameters()}
+        trained = [name for name, _ in self.trainable_parameters_by_name()]
+        return match_weights(parameters, trained, state, source, complete)
 
 
 def shifted_labels(labels: Tensor) -> Tensor:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import ModelConfig
+from minigpt4.models.llm_files import check_llm_directory
+from minigpt4.models.load_report import LoadReport
 
 log = logging.getLogger(__name__)
 
@@ -20,47 +23,85 @@ log = logging.getLogger(__name__)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, LoadReport | None]:
     """The causal LM with its weights in ``dtype`` (never cast up), frozen unless ``freeze_llm`` is False, with LoRA.
 
     On the meta device it has shapes alone, and no weight file is read. Raises ConfigError when the path is no language
-    model, or a LoRA target is in no layer.
+    model, or a LoRA target is in no layer; CheckpointError when weights are missing or damaged.
     """
     path = cfg.llama_model
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ConfigError(f"model.llama_model: '{path}' holds no config.json")
     try:
-        is_without_file = device.type == "meta" or cfg.llama_weights == "random"
-        llm: Any = _without_file(path, device, dtype) if is_without_file else _from_files(cfg, device, dtype)
+        report = None
+        if device.type == "meta" or cfg.llama_weights == "random":
+            llm: Any = _without_file(path, device, dtype)
+        else:
+            llm, report = _from_files(cfg, device, dtype)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.llama_model: '{path}' is not loadable: {str(error).splitlines()[0]}") from error
     llm.config.use_cache = False
     llm.requires_grad_(not cfg.freeze_llm)
     if cfg.use_grad_checkpoint_llm:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if cfg.lora_r > 0:
+    if cfg.lora_r:
         with torch.device(device):
             llm = _add_lora(llm, cfg)
-    model: nn.Module = llm
-    return model
+    return llm, report
 
 
-def _from_files(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
+def check_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """What can be told before anything big is read: an incomplete directory, a precision that cannot work.
+
+    Raises ConfigError and CheckpointError.
+    """
+    if cfg.low_resource and device.type == "cpu" and dtype == torch.float16:
+        # bitsandbytes multiplies int8 through float matrices there, and autocast makes those fp16: sums overflow
+        raise ConfigError("model.low_resource: int8 weights overflow in fp16 on a CPU; use precision fp32 or bf16")
+    if Path(cfg.llama_model).is_dir() and cfg.llama_weights != "random":
+        check_llm_directory(Path(cfg.llama_model))
+
+
+def _from_files(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[Any, LoadReport]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     transformers_logging: Any = logging
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
-    if cfg.low_resource or cfg.load_in_4bit:
+    is_quantised = cfg.low_resource or cfg.load_in_4bit
+    # Differences of names and shapes are told by the report below, all of them and as an error.
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "sdpa",
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
+    if is_quantised:
         options["quantization_config"] = _quantisation(cfg, dtype)
-        if device.type == "cuda":  # without a GPU a device map makes bitsandbytes look for a driver
-            options["device_map"] = {"": device.index or 0}
+    if not (is_quantised and device.type == "cpu"):  # without a GPU a device map makes bitsandbytes look for a driver
+        options["device_map"] = {"": device}  # tensor by tensor to where it stays: no second copy in host memory
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    llm: Any = AutoModelForCausalLM.from_pretrained(cfg.llama_model, **options)
-    if "quantization_config" not in options:
-        llm.to(device)
-    return llm
+    loaded: Any = AutoModelForCausalLM.from_pretrained(cfg.llama_model, **options)
+    llm, info = loaded
+    return llm, _checked(llm, info, cfg.llama_model)
+
+
+def _checked(llm: nn.Module, info: Mapping[str, Any], path: str) -> LoadReport:
+    """The report of transformers' load. Raises CheckpointError for weights that it filled with random numbers."""
+    report = LoadReport(path)
+    report.missing = [f"llama_model.{name}" for name in sorted(info["missing_keys"])]
+    report.unexpected = [f"llama_model.{name}" for name in sorted(info["unexpected_keys"])]
+    report.mismatched = [f"llama_model.{name}" for name, *_ in sorted(info["mismatched_keys"])]
+    absent = set(report.missing) | set(report.mismatched)
+    report.add_loaded(name for name in (f"llama_model.{n}" for n, _ in llm.named_parameters()) if name not in absent)
+    problems = []
+    if report.missing:
+        problems.append(f"lacks {len(report.missing)} tensors of its language model, first: {sorted(absent)[0]}")
+    for name, found, ours in sorted(info["mismatched_keys"])[:3]:
+        problems.append(f"{name} is {list(found)}, config.json says {list(ours)}")
+    if problems:
+        raise CheckpointError("\n".join(f"model.llama_model: '{path}' {problem}" for problem in problems))
+    return report
 
 
 def _without_file(path: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -8,16 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import ModelConfig
 from minigpt4.models.base_model import BaseModel, merge_tokens
 from minigpt4.models.generation import GenerationMixin
-from minigpt4.models.qformer import build_qformer
+from minigpt4.models.qformer import BLIP2_FILE, build_qformer, load_blip2
 from minigpt4.models.vision import check_merge
-from minigpt4.models.weights import canonical_name, find_weights, read_state
-
-BLIP2_FILE = "blip2_pretrained_flant5xxl.pth"
+from minigpt4.models.weights import canonical_name, find_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,9 @@ class MiniGPT4(GenerationMixin, BaseModel):
             self.qformer = build_qformer(self.vision.width, cfg.qformer_config).to(device)
             width, num_tokens = int(self.qformer.config.hidden_size), cfg.num_query_token
             self.query_tokens = nn.Parameter(torch.zeros(1, num_tokens, width, device=device).normal_(std=0.02))
-            if cfg.q_former_model != "random" and device.type != "meta":
-                self._load_blip2(cfg)
+            path = self.weight_files(cfg).get("q_former_model")
+            if path and device.type != "meta":
+                self._load_blip2(path)
             if cfg.freeze_qformer:
                 self.qformer.requires_grad_(False)
                 self.query_tokens.requires_grad_(False)
@@ -63,22 +62,21 @@ class MiniGPT4(GenerationMixin, BaseModel):
         self.llama_proj = nn.Linear(width, self.hidden_size, device=device)
         self._make_encoder(num_tokens)
 
-    def _load_blip2(self, cfg: MiniGPT4Config) -> None:
+    @classmethod
+    def weight_files(cls, cfg: ModelConfig) -> dict[str, str]:
+        """Adds the BLIP-2 file."""
+        files = super().weight_files(cfg)
+        assert isinstance(cfg, MiniGPT4Config)
+        if cfg.has_qformer and cfg.q_former_model != "random":
+            files["q_former_model"] = cfg.q_former_model or BLIP2_FILE
+        return files
+
+    def _load_blip2(self, path: str) -> None:
         """Q-Former, query tokens and ``ln_vision`` of a BLIP-2 file; its text branch and heads are not ours."""
-        path = find_weights(cfg.q_former_model or BLIP2_FILE, "model.q_former_model")
-        state = read_state(path)
         wanted = {canonical_name(n): p for n, p in self.named_parameters() if n.startswith(("qformer.", "ln_vision."))}
         wanted["query_tokens"] = self.query_tokens
-        missing = sorted(set(wanted) - set(state))
-        if missing:
-            raise CheckpointError(f"{path}: {len(missing)} tensors of the Q-Former are missing, first: {missing[0]}")
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                if parameter.shape != state[name].shape:
-                    raise CheckpointError(
-                        f"{path}: {name} is {list(state[name].shape)}, the model has {list(parameter.shape)}"
-                    )
-                parameter.copy_(state[name])
+        weights = read_weights(find_weights(path, "model.q_former_model"))
+        self.load_reports.append(load_blip2(wanted, weights))
 
     def vision_features(self, images: Tensor) -> Tensor:
         """images [N, 3, S, S] -> query outputs [N, 32, 768], or merged tokens [N, P, 4C] without a Q-Former."""

@@ -1,13 +1,25 @@
-"""BLIP-2's Q-Former (transformers' Blip2QFormerModel) under the published tensor names."""
+"""BLIP-2's Q-Former (transformers' Blip2QFormerModel) and the file it is published in."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-_TO_PUBLISHED = (
-    ("layernorm.", "embeddings.LayerNorm."),
-    (".attention.attention.", ".attention.self."),
-    (".crossattention.attention.", ".crossattention.self."),
+import torch
+from torch import nn
+
+from minigpt4.common.errors import CheckpointError
+from minigpt4.models.load_report import LoadReport
+from minigpt4.models.weights import Weights
+
+BLIP2_FILE = "blip2_pretrained_flant5xxl.pth"
+
+# What whole BLIP-2 files hold besides: BERT's text branch and head, the vision tower, projections of other LMs, heads.
+_NOT_OURS = re.compile(
+    r"Qformer\.(cls\.|bert\.(embeddings\.(position_ids$|word_embeddings\.|position_embeddings\.)|pooler\.)"
+    r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
+    r"|(visual_encoder|opt_proj|t5_proj|opt_model|t5_model|vision_proj|text_proj|itm_head)\.|temp$"
 )
 
 
@@ -35,9 +47,28 @@ def build_qformer(encoder_width: int, overrides: dict[str, Any]) -> Any:
     return Blip2QFormerModel(config)
 
 
-def published_name(name: str) -> str:
-    """``qformer.encoder...`` of transformers -> ``Qformer.bert.encoder...`` of BLIP-2 files."""
-    inner = name.removeprefix("qformer.")
-    for ours, theirs in _TO_PUBLISHED:
-        inner = theirs + inner.removeprefix(ours) if inner.startswith(ours) else inner.replace(ours, theirs)
-    return f"Qformer.bert.{inner}"
+def load_blip2(parameters: Mapping[str, nn.Parameter], weights: Weights) -> LoadReport:
+    """Copy Q-Former, query tokens and ``ln_vision`` out of a BLIP-2 file.
+
+    parameters: published name -> parameter; the file must hold every one in its shape. The rest of the file is not
+    used. Raises CheckpointError naming the first tensor that is missing or has another shape.
+    """
+    source = weights.source
+    state = {name.removeprefix("module."): value for name, value in weights.tensors.items()}
+    report = LoadReport(source)
+    missing = sorted(set(parameters) - set(state))
+    if missing:
+        raise CheckpointError(
+            f"{source}: lacks {len(missing)} of the {len(parameters)} tensors of the Q-Former, first: {missing[0]}"
+        )
+    for name, parameter in parameters.items():
+        found, ours = list(state[name].shape), list(parameter.shape)
+        if found != ours:
+            raise CheckpointError(f"{source}: {name} is {found}, the model has {ours}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+    report.add_loaded(parameters)
+    for name in sorted(set(state) - set(parameters)):
+        (report.ignored if _NOT_OURS.match(name) else report.unexpected).append(name)
+    return report

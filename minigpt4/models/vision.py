@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +15,15 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import CheckpointError, ConfigError, nearest
 from minigpt4.common.schema import ModelConfig
-from minigpt4.models.weights import find_weights, read_state
+from minigpt4.models.load_report import LoadReport
+from minigpt4.models.weights import Weights, find_weights, read_weights
 from minigpt4.processors.base import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
 
 EVA_FILE = "eva_vit_g.pth"
+_PUBLISHED_SIZES = (224, 448)  # of eva_clip_g: trained at 224, published models of both sizes use it
+_HEADS = re.compile(r"(norm|fc_norm|head|lm_head)\.(weight|bias)$|mask_token$")
 _EVA_CLIP_G = {"patch_size": 14, "embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637}
 
 
@@ -33,8 +38,10 @@ class VisionInfo:
     std: tuple[float, float, float]
 
 
-def build_vision(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, VisionInfo]:
-    """The tower with its weights. Calling it gives tokens [N, prefix + patches, C].
+def build_vision(
+    cfg: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[nn.Module, VisionInfo, LoadReport | None]:
+    """The tower with its weights, and what was loaded from a file. Calling it gives tokens [N, prefix + patches, C].
 
     ``eva_clip_g`` and ``eva`` (sizes in ``vit_config``) return the last block's output without a final norm, as BLIP-2
     does; other timm towers return ``forward_features``. Raises ConfigError for unknown names and sizes.
@@ -63,19 +70,26 @@ def check_merge(info: VisionInfo, group: int) -> None:
         )
 
 
+def tower_file(cfg: ModelConfig) -> str:
+    """The file of the tower's weights as a path, a name or a web address; "" where there is none to look for."""
+    if cfg.vit_weights == "random" or (not cfg.vit_weights and cfg.vit_model not in ("eva_clip_g", "eva")):
+        return ""
+    return cfg.vit_weights or EVA_FILE
+
+
 def _build_eva(
     cfg: ModelConfig, sizes: Mapping[str, Any], device: torch.device, dtype: torch.dtype
-) -> tuple[nn.Module, VisionInfo]:
+) -> tuple[nn.Module, VisionInfo, LoadReport | None]:
     from timm.models.eva import Eva
 
     missing = [key for key in ("patch_size", "embed_dim", "depth", "num_heads") if key not in sizes]
     if missing:
         raise ConfigError(f"model.vit_config of vit_model '{cfg.vit_model}' lacks {', '.join(missing)}")
     check_patches(cfg.image_size, int(sizes["patch_size"]))
-    has_file = cfg.vit_weights != "random" and device.type != "meta"  # on meta: shapes alone
-    weights = find_weights(cfg.vit_weights or EVA_FILE, "model.vit_weights") if has_file else None
+    path = tower_file(cfg)
+    is_skeleton = device.type == "meta"  # shapes alone
     # Random initialisation of 39 blocks takes half a minute; with a file the tower starts without memory.
-    with torch.device("meta" if has_file or device.type == "meta" else "cpu"):
+    with torch.device("meta" if path or is_skeleton else "cpu"):
         tower = Eva(
             img_size=cfg.image_size,
             num_classes=0,
@@ -88,47 +102,68 @@ def _build_eva(
             drop_path_rate=cfg.drop_path_rate,
             **sizes,
         )
-    if weights is not None:
-        load_eva(tower, read_state(weights), str(weights))
+    report = None
+    if path and not is_skeleton:
+        weights = read_weights(find_weights(path, "model.vit_weights"))
+        report = load_tower(tower, weights, cfg, device, dtype)
+        blocks: Any = tower.blocks
+        for block in blocks:  # k has no bias: a zero buffer that is not in files and would stay on the meta device
+            block.attn.k_bias = torch.zeros_like(block.attn.q_bias)
     if cfg.use_grad_checkpoint and not cfg.freeze_vit:  # a frozen tower builds no graph: nothing to save
         tower.set_grad_checkpointing(True)
     side = cfg.image_size // int(sizes["patch_size"])
     info = VisionInfo(int(sizes["embed_dim"]), 1, side * side, CLIP_MEAN, CLIP_STD)
-    return tower.to(device=device, dtype=dtype), info
+    return tower.to(device=device, dtype=dtype), info, report
 
 
-def load_eva(tower: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load an EVA state dict (BLIP-2 names = timm names) into ``tower``, which may be on the meta device.
+def load_tower(tower: Any, weights: Weights, cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> LoadReport:
+    """Put a timm tower's tensors in place, one after another, in their final ``dtype`` on ``device``.
 
-    The position table is resized without antialias, in float32, as BLIP-2 does; blocks beyond the tower's depth and
-    the head of the published file are not part of the tower. Raises CheckpointError for anything missing.
+    ``tower`` may be on the meta device: its parameters are replaced. A position table of another size is resized in
+    float32. Blocks beyond the tower's depth, final norms and heads of published files are not part of it.
+    Raises CheckpointError for anything that is missing or has another shape.
     """
-    wanted = {name: value.shape for name, value in tower.state_dict().items()}
-    loaded = {name: value for name, value in state.items() if name in wanted}
-    missing = sorted(set(wanted) - set(loaded))
+    source, state = weights.source, weights.tensors
+    wanted: dict[str, Tensor] = tower.state_dict()
+    missing = sorted(set(wanted) - set(state))
     if missing:
-        raise CheckpointError(f"{source}: the vision tower lacks {len(missing)} tensors, first: {missing[0]}")
-    loaded["pos_embed"] = resize_position_table(loaded["pos_embed"], wanted["pos_embed"][1])
-    wrong = [name for name, value in loaded.items() if value.shape != wanted[name]]
-    if wrong:
         raise CheckpointError(
-            f"{source}: shape of {wrong[0]} is {list(loaded[wrong[0]].shape)}, the tower has {list(wanted[wrong[0]])}"
+            f"{source}: lacks {len(missing)} of the {len(wanted)} tensors of the vision tower, first: {missing[0]}"
         )
-    tower.load_state_dict({name: value.float() for name, value in loaded.items()}, strict=True, assign=True)
-    blocks: Any = tower.blocks
-    for block in blocks:
-        # k has no bias: a zero buffer that is not in files and would stay on the meta device.
-        block.attn.k_bias = torch.zeros_like(block.attn.q_bias)
+    report = LoadReport(source)
+    placed: dict[str, Tensor] = {}
+    for name, ours in wanted.items():
+        value = state[name]
+        if name == "pos_embed" and value.dim() == 3 and value.shape[1] != ours.shape[1]:
+            num_prefix = 0 if getattr(tower, "no_embed_class", False) else int(tower.num_prefix_tokens)
+            _report_resize(report, math.isqrt(value.shape[1] - num_prefix) * tower.patch_embed.patch_size[0], cfg)
+            value = resize_position_table(value, ours.shape[1], num_prefix)
+        if value.shape != ours.shape:
+            raise CheckpointError(f"{source}: {name} is {list(value.shape)}, the vision tower has {list(ours.shape)}")
+        placed[name] = value.to(device=device, dtype=dtype if ours.is_floating_point() else ours.dtype, copy=True)
+    tower.load_state_dict(placed, strict=True, assign=True)
+    report.add_loaded(f"visual_encoder.{name}" for name in placed)
+    for name in sorted(set(state) - set(wanted)):
+        block = re.match(r"blocks\.(\d+)\.", name)
+        is_known = _HEADS.match(name) is not None or (block is not None and int(block[1]) >= len(tower.blocks))
+        (report.ignored if is_known else report.unexpected).append(f"visual_encoder.{name}")
+    return report
 
 
-def resize_position_table(table: Tensor, num_tokens: int) -> Tensor:
-    """[1, 1 + g*g, C] -> [1, num_tokens, C]: bicubic, align_corners False, no antialias, float32."""
+def _report_resize(report: LoadReport, trained_size: int, cfg: ModelConfig) -> None:
+    line = f"{report.source}: trained at {trained_size} px, model.image_size {cfg.image_size}: position table resized"
+    is_usual = cfg.vit_model == "eva_clip_g" and trained_size in _PUBLISHED_SIZES and cfg.image_size in _PUBLISHED_SIZES
+    (report.notes if is_usual else report.cautions).append(line)
+
+
+def resize_position_table(table: Tensor, num_tokens: int, num_prefix: int = 1) -> Tensor:
+    """[1, prefix + g*g, C] -> [1, num_tokens, C]: bicubic, align_corners False, no antialias, float32."""
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     if table.shape[1] == num_tokens:
         return table
-    side = int((num_tokens - 1) ** 0.5)
-    resized: Tensor = resample_abs_pos_embed(table.float(), [side, side], num_prefix_tokens=1, antialias=False)
+    side = math.isqrt(num_tokens - num_prefix)
+    resized: Tensor = resample_abs_pos_embed(table.float(), [side, side], num_prefix_tokens=num_prefix, antialias=False)
     return resized
 
 
@@ -145,7 +180,9 @@ class _TimmFeatures(nn.Module):
         return tokens
 
 
-def _build_timm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, VisionInfo]:
+def _build_timm(
+    cfg: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[nn.Module, VisionInfo, LoadReport | None]:
     import timm
 
     if not timm.is_model(cfg.vit_model):
@@ -153,19 +190,26 @@ def _build_timm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> t
             f"model.vit_model: unknown tower '{cfg.vit_model}'{nearest(cfg.vit_model, timm.list_models())}"
         )
     is_skeleton = device.type == "meta"
-    with torch.device("meta" if is_skeleton else "cpu"):
-        vit: Any = timm.create_model(
-            cfg.vit_model,
-            pretrained=not cfg.vit_weights and not is_skeleton,
-            num_classes=0,
-            img_size=cfg.image_size,
-            **cfg.vit_config,
-        )
-    if cfg.vit_weights and cfg.vit_weights != "random" and not is_skeleton:
-        path = find_weights(cfg.vit_weights, "model.vit_weights")
-        vit.load_state_dict(read_state(path), strict=True)
+    try:
+        with torch.device("meta" if is_skeleton else "cpu"):
+            vit: Any = timm.create_model(
+                cfg.vit_model,
+                pretrained=not cfg.vit_weights and not is_skeleton,
+                num_classes=0,
+                img_size=cfg.image_size,
+                **cfg.vit_config,
+            )
+    except OSError as error:  # no network, or no such repository
+        raise ConfigError(
+            f"model.vit_weights: the weights of '{cfg.vit_model}' cannot be downloaded "
+            f"({str(error).splitlines()[0]}); name a file in timm's format, or run once with a network"
+        ) from error
+    report = None
+    path = tower_file(cfg)
+    if path and not is_skeleton:
+        report = load_tower(vit, read_weights(find_weights(path, "model.vit_weights")), cfg, device, dtype)
     grid = vit.patch_embed.grid_size
     num_patches = int(grid[0]) * int(grid[1])
     mean, std = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
     info = VisionInfo(int(vit.num_features), int(vit.num_prefix_tokens), num_patches, mean, std)
-    return _TimmFeatures(vit).to(device=device, dtype=dtype), info
+    return _TimmFeatures(vit).to(device=device, dtype=dtype), info, report

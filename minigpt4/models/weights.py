@@ -1,67 +1,149 @@
-"""Tensor names and files: one name per tensor whatever spelled it, and a report of every load."""
+"""Files of weights: where they are, what they hold, and one name per tensor whatever spelled it."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.common.download import download, is_url
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.models.qformer import published_name
 
-_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+LORA_KEYS = ("lora_r", "lora_alpha", "lora_target_modules")
+"""Keys of ``model`` that decide what LoRA matrices mean."""
+
 _LORA = re.compile(r"\.(lora_[AB])(?:\.[^.]+)?\.weight$")
+_WRAPPERS = ("model", "module", "state_dict")  # keys under which training files hold their tensors
+_ORIGINS = {
+    "eva_vit_g.pth": "the vision tower that BLIP-2 published (EVA-CLIP ViT-g/14)",
+    "blip2_pretrained_flant5xxl.pth": "the Q-Former that BLIP-2 published (for FlanT5-XXL)",
+}
+_QFORMER_NAMES = (
+    ("layernorm.", "embeddings.LayerNorm."),
+    (".attention.attention.", ".attention.self."),
+    (".crossattention.attention.", ".crossattention.self."),
+)
 
 
 def weights_root() -> Path:
     """Where downloaded weights are looked for: MINIGPT4_WEIGHTS, else ``weights`` in the current directory."""
-    return Path(os.environ.get("MINIGPT4_WEIGHTS", "weights"))
+    return Path(os.environ.get("MINIGPT4_WEIGHTS") or "weights")
 
 
 def find_weights(path: str, key: str) -> Path:
-    """The file ``path``, or its name under the weights folder. Raises ConfigError that says where to put it."""
-    for candidate in (Path(path), weights_root() / Path(path).name):
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(f"{key}: '{path}' not found; put the file at {weights_root() / Path(path).name} or set {key}")
+    """The file or folder ``path``, the file of that name in the weights folder, or a download into that folder.
+
+    Raises ConfigError that says where was looked, what the file is, and where to put it.
+    """
+    if is_url(path):
+        return download(path, weights_root(), key)
+    places = list(dict.fromkeys((Path(path).expanduser(), weights_root() / Path(path).name)))
+    for place in places:
+        if place.exists():
+            return place
+    name = Path(path).name
+    origin = f". It is {_ORIGINS[name]}; docs/WEIGHTS.md says where to get it" if name in _ORIGINS else ""
+    raise ConfigError(
+        f"{key}: '{path}' not found; looked in {', '.join(str(place.absolute()) for place in places)}{origin}. "
+        f"Put the file at {weights_root() / name}, or set {key} to its path or web address"
+    )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, a .pth/.bin file (read without running pickled code) or a checkpoint folder.
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and the LoRA settings (``LORA_KEYS``) that the file's own configuration names, if it has one."""
 
-    A published training file holds them under ``model``; a folder is read as ``read_checkpoint`` reads it (a step, a
-    job, or a folder of jobs). Raises CheckpointError when the file is not readable or the folder incomplete.
+    source: str
+    tensors: dict[str, Tensor]
+    lora: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_weights(path: Path) -> Weights:
+    """Open a .safetensors file, a .pth/.bin file (no code in it is run) or a checkpoint folder, without copying it.
+
+    Tensors are mapped from the file and read when used. A training file holds them under ``model``; a folder is read
+    as ``read_checkpoint`` reads it (a step, a job, or a folder of jobs). Raises CheckpointError when the file is not
+    readable or the folder incomplete.
     """
     if path.is_dir():
-        return read_checkpoint(path).load_weights()
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+        checkpoint = read_checkpoint(path)
+        try:
+            config = yaml.safe_load(checkpoint.config_path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{checkpoint.config_path}: not readable as YAML ({error})") from error
+        return Weights(str(path), checkpoint.load_weights(), _lora_settings(config))
+    check_file(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            return Weights(str(path), load_file(path))
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-    import pickle
-
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a readable weights-only file ({str(error).splitlines()[0]})") from error
-    state = content.get("model", content) if isinstance(content, dict) else content
+    content = _load_pickled(path)
+    state: Any = content
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
-    return tensors
+    return Weights(str(path), tensors, _lora_settings(content.get("config")))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of ``read_weights``."""
+    return read_weights(path).tensors
+
+
+def check_file(path: Path) -> None:
+    """Raises CheckpointError for a file that is absent, a pointer, a web page, or a zip archive cut short."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself; run 'git lfs pull' where it is from")
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{path}: is a web page, not weights; download the file itself")
+    if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
+        raise CheckpointError(f"{path}: is cut short at {path.stat().st_size} bytes; download or copy it again")
+
+
+def _load_pickled(path: Path) -> Any:
+    """What ``torch.save`` wrote, tensors and plain types only; mapped from the file where its form allows that."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds {foreign[1]}, and loading that runs code" if foreign else str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a readable weights-only file ({reason})") from error
+    except (RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a readable weights-only file ({str(error).splitlines()[0]})") from error
+
+
+def _lora_settings(config: Any) -> dict[str, Any]:
+    model = config.get("model") if isinstance(config, dict) else None
+    return {key: model[key] for key in LORA_KEYS if key in model} if isinstance(model, dict) else {}
+
+
+def published_name(name: str) -> str:
+    """``qformer.encoder...`` of transformers -> ``Qformer.bert.encoder...`` of BLIP-2 files."""
+    inner = name.removeprefix("qformer.")
+    for ours, theirs in _QFORMER_NAMES:
+        inner = theirs + inner.removeprefix(ours) if inner.startswith(ours) else inner.replace(ours, theirs)
+    return f"Qformer.bert.{inner}"
 
 
 def canonical_name(name: str) -> str:
@@ -88,62 +170,3 @@ def is_lora(name: str) -> bool:
 def part_of(name: str) -> str:
     """The part a canonical name belongs to, for reports: LoRA, llama_proj, llama_model, visual_encoder, ..."""
     return "LoRA" if is_lora(name) else name.split(".", 1)[0]
-
-
-@dataclass
-class LoadReport:
-    """What a load did, by part: numbers of tensors loaded and the names that were left over."""
-
-    source: str
-    loaded: dict[str, int] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """One line per part, for the log and the manifest."""
-        rows = [f"{self.source}: {count} tensors of {part}" for part, count in sorted(self.loaded.items())]
-        absent = sorted({part_of(name) for name in self.missing})
-        rows += [f"{self.source}: no tensors of {part}; it keeps its initial values" for part in absent]
-        return rows
-
-
-def match_weights(
-    parameters: Mapping[str, Tensor], trained: Iterable[str], state: Mapping[str, Tensor], source: str, complete: bool
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Pair the tensors of a file with parameters by canonical name.
-
-    parameters: canonical name -> tensor of the model. trained: the canonical names that train.
-    complete: every trained tensor must be in the file (a finished checkpoint); otherwise a part may be absent as a
-    whole (stage 1 weights have no LoRA), but never in pieces. Returns canonical name -> value to copy, and the report.
-    Raises CheckpointError for unknown names, wrong shapes, missing trained tensors and LoRA matrices that do not apply.
-    """
-    offered = {canonical_name(name): value for name, value in state.items()}
-    report = LoadReport(source, ignored=sorted(name for name in offered if _BUFFERS.search(name)))
-    values = {name: value for name, value in offered.items() if name in parameters}
-    unknown = sorted(set(offered) - set(values) - set(report.ignored))
-    problems: list[str] = []
-    lora_unknown = [name for name in unknown if is_lora(name)]
-    if lora_unknown:
-        problems.append(
-            f"{len(lora_unknown)} LoRA matrices in the file do not apply, first: {lora_unknown[0]} "
-            "(check lora_r and lora_target_modules)"
-        )
-    others = [name for name in unknown if not is_lora(name)]
-    if others:
-        problems.append(f"{len(others)} tensors are unknown to this model, first: {others[0]}")
-    for name, value in values.items():
-        if value.shape != parameters[name].shape:
-            hint = " (check lora_r)" if is_lora(name) else ""
-            problems.append(f"{name}: file {list(value.shape)}, model {list(parameters[name].shape)}{hint}")
-    report.missing = sorted(set(trained) - set(values))
-    present = {part_of(name) for name in values}
-    bad = [name for name in report.missing if complete or part_of(name) in present]
-    if bad:
-        problems.append(f"{len(bad)} trained tensors are missing in the file, first: {bad[0]}")
-    if not values:
-        problems.append("no tensor of the file fits this model")
-    if problems:
-        raise CheckpointError("\n".join(f"{source}: {problem}" for problem in problems[:8]))
-    for name in values:
-        report.loaded[part_of(name)] = report.loaded.get(part_of(name), 0) + 1
-    return values, report

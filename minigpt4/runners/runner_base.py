@@ -81,6 +81,7 @@ class RunnerBase:
         )  # fmt: skip
         self.progress = Progress() if checkpoint is None else self._resume(checkpoint)
         self.manifest = job.describe_run(cfg, dist, self._data_facts())
+        self.manifest["load_report"] = [report.as_dict() for report in self.model.load_reports]
         if checkpoint is not None:
             self.manifest["resumed_from"] = str(checkpoint.path)
         self._last_saved = self.progress.window if is_same_job else -1
