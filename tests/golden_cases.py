@@ -85,7 +85,7 @@ def build_config(case: Case, **changes: Any) -> ModelConfig:
         return MiniGPT4Config(
             has_qformer=published["has_qformer"],
             num_query_token=published.get("num_query_token", 32),
-            q_former_model="random",
+            q_former_model=common.pop("q_former_model", "random"),
             qformer_config={key: qformer[key] for key in sizes if key in qformer},
             **common,
         )

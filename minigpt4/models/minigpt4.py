@@ -47,10 +47,13 @@ class MiniGPT4(GenerationMixin, BaseModel):
     def __init__(self, cfg: MiniGPT4Config, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(cfg, device, dtype)
         if cfg.has_qformer:
-            self.qformer = build_qformer(self.vision.width, cfg.qformer_config).to(device)
+            path = self.weight_files(cfg).get("q_former_model")
+            with torch.device("meta" if path or device.type == "meta" else "cpu"):
+                self.qformer = build_qformer(self.vision.width, cfg.qformer_config)
+            # A file fills every parameter, and there are no buffers: nothing random is drawn for it.
+            self.qformer = self.qformer.to_empty(device=device) if path else self.qformer.to(device)
             width, num_tokens = int(self.qformer.config.hidden_size), cfg.num_query_token
             self.query_tokens = nn.Parameter(torch.zeros(1, num_tokens, width, device=device).normal_(std=0.02))
-            path = self.weight_files(cfg).get("q_former_model")
             if path and device.type != "meta":
                 self._load_blip2(path)
             if cfg.freeze_qformer:

@@ -123,14 +123,19 @@ def check_file(path: Path) -> None:
 
 def _load_pickled(path: Path) -> Any:
     """What ``torch.save`` wrote, tensors and plain types only; mapped from the file where its form allows that."""
+    is_zip = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if not is_zip and file.read(1) != b"\x80":  # how a pickle, the older form, starts
+            raise CheckpointError(f"{path}: not a readable weights file (neither safetensors nor of torch.save)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds {foreign[1]}, and loading that runs code" if foreign else str(error).splitlines()[0]
         raise CheckpointError(f"{path}: not a readable weights-only file ({reason})") from error
-    except (RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a readable weights-only file ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, EOFError, LookupError, ValueError) as error:  # what damaged pickles end in
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable weights-only file ({reason})") from error
 
 
 def _lora_settings(config: Any) -> dict[str, Any]:
