@@ -79,8 +79,16 @@ class LoadReport:
 
 
 def report_table(reports: Sequence[LoadReport]) -> list[str]:
-    """One line per source and part, under a headline."""
-    rows = [(Path(report.source).name, part, row) for report in reports for part, row in report.parts().items()]
+    """One line per source and part, under a headline; parts of a file that are not ours share a line."""
+    rows = []
+    for report in reports:
+        name, unused = Path(report.source).name, 0
+        for part, row in report.parts().items():
+            if set(row) == {"ignored"}:
+                unused += row["ignored"]
+            else:
+                rows.append((name, part, row))
+        rows += [(name, "(not ours)", {"ignored": unused})] * (unused > 0)
     width = max([len(name) for name, _, _ in rows] + [7])
     kinds = ("loaded", "missing", "unexpected", "mismatched", "ignored")
     lines = [f"{'weights':<{width}}  {'part':<16}" + "".join(f"{kind:>12}" for kind in kinds)]
