@@ -13,9 +13,14 @@ from timm.models.eva import Eva
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from minigpt4 import catalog
+from minigpt4.common.config import load_config
 from minigpt4.conversation.tokenizer import load_tokenizer
+from minigpt4.models.llm import build_llm
+from minigpt4.models.vision import build_vision
 
-FOLDER = Path(__file__).resolve().parent.parent / "dataset" / "quickstart" / "backbones"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "dataset" / "quickstart" / "backbones"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,17 @@ def _answer(llm: LlamaForCausalLM, pieces: sentencepiece.SentencePieceProcessor,
     ids = torch.tensor([[1, *(token for segment in segments for token in pieces.encode(segment))]])
     out = llm.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
     return str(pieces.decode(out[0, ids.shape[1] :].tolist()))
+
+
+def test_our_own_loaders_take_both_backbones_whole() -> None:
+    catalog.load()
+    cfg = load_config(ROOT / "train_configs" / "quickstart_stage1.yaml", check_data=False).model
+    tower, _, tower_report = build_vision(cfg, torch.device("cpu"), torch.float32)
+    _, llm_report = build_llm(cfg, torch.device("cpu"), torch.float32)
+    assert tower_report is not None and llm_report is not None
+    assert tower_report.parts() == {"visual_encoder": {"loaded": len(tower.state_dict())}}
+    assert set(llm_report.parts()["llama_model"]) == {"loaded"}
+    assert not tower_report.warnings() and not llm_report.warnings()
 
 
 def test_vision_tower_loads_strictly_into_timm_eva() -> None:

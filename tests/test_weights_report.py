@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt4.chat.loading import load_assistant
 from minigpt4.common.checkpoint import save_checkpoint
+from minigpt4.common.dist import single
 from minigpt4.common.errors import CheckpointError
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.load_report import LoadReport, check_not_upcast, frozen_bytes_by_dtype, report_table
 from minigpt4.models.minigpt_v2 import MiniGPTv2
+from minigpt4.runners.runner_base import RunnerBase
+from tests.engine_parts import TinyModel, tiny_config
 from tests.golden_cases import build_config, build_model, load_case
 
 V2 = "c_minigptv2_lora_instruction"
@@ -96,6 +100,15 @@ def test_our_own_checkpoints_record_alpha_and_targets(key: str, tmp_path: Path, 
         _start(str(step))
 
 
+def test_chat_refuses_a_setting_with_another_alpha_than_its_checkpoint(tmp_path: Path, no_big_files: None) -> None:
+    base = build_config(load_case(V2))
+    recorded = {"arch": "minigpt_v2", "llama_model": base.llama_model, "lora_r": 4, "lora_alpha": 8}
+    text = json.dumps({"model": recorded, "datasets": {}, "run": {}})
+    step = save_checkpoint(tmp_path, 1, weights=_trained(), config_text=text, manifest={}, resume=None, keep_last=1)
+    with pytest.raises(CheckpointError, match="LoRA was trained with lora_alpha 8, model.lora_alpha is 16"):
+        load_assistant(str(step), options=["model.lora_alpha=16"], device=CPU)
+
+
 def test_an_alpha_that_no_file_records_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="minigpt4")
     model = _start(_file(tmp_path))
@@ -117,6 +130,13 @@ def test_every_load_is_in_one_table_and_in_the_model(tmp_path: Path, caplog: pyt
     stored = json.loads(json.dumps([report.as_dict() for report in model.load_reports]))
     assert stored[-1]["parts"] == {"LoRA": {"missing": 12}, "llama_proj": {"loaded": 2}}
     assert stored[-1]["source"] == str(tmp_path / "checkpoint_0.pth") and stored[-1]["remarks"] == warning
+
+
+def test_the_manifest_of_a_run_holds_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = LoadReport("tower.pth", loaded={"visual_encoder": 3})
+    monkeypatch.setattr(TinyModel, "load_reports", [report])
+    runner = RunnerBase(tiny_config(tmp_path), single("cpu"))
+    assert runner.manifest["load_report"] == [report.as_dict()]
 
 
 def test_a_report_counts_every_kind_by_part() -> None:

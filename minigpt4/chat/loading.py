@@ -16,6 +16,8 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import ModelConfig, ProcessorConfig
 from minigpt4.models.generation import GenerateOptions, GenerationMixin
+from minigpt4.models.load_report import check_lora_settings
+from minigpt4.models.weights import read_weights
 from minigpt4.processors.base import ImageProcessor, ImageSpec, TextProcessor, make_image_processor, make_text_processor
 
 log = logging.getLogger(__name__)
@@ -100,11 +102,13 @@ def _build(cfg: ModelConfig, checkpoint: Checkpoint | None, device: torch.device
     if device.type == "cuda":
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     model_class: Any = registry.get("model", cfg.arch)
-    model: GenerationMixin = model_class.from_config(
-        cfg if checkpoint is None else replace(cfg, ckpt=""), device, dtype
-    )
+    weights = None
     if checkpoint is not None:
-        report = model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
+        cfg, weights = replace(cfg, ckpt=""), read_weights(checkpoint.path)
+        check_lora_settings(cfg, weights)
+    model: GenerationMixin = model_class.from_config(cfg, device, dtype)
+    if weights is not None:
+        report = model.load_weights(weights.tensors, weights.source, complete=True)
         for line in report.lines():
             log.info(line)
     return model

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 EVA_FILE = "eva_vit_g.pth"
 _PUBLISHED_SIZES = (224, 448)  # of eva_clip_g: trained at 224, published models of both sizes use it
-_HEADS = re.compile(r"(norm|fc_norm|head|lm_head)\.(weight|bias)$|mask_token$")
+_HEADS = re.compile(r"(norm|fc_norm|attn_pool|head|lm_head)\.|mask_token$")  # behind the tokens: not read here
 _EVA_CLIP_G = {"patch_size": 14, "embed_dim": 1408, "depth": 39, "num_heads": 16, "mlp_ratio": 4.3637}
 
 
