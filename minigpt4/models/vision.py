@@ -136,8 +136,10 @@ def load_tower(tower: Any, weights: Weights, cfg: ModelConfig, device: torch.dev
         value = state[name]
         if name == "pos_embed" and value.dim() == 3 and value.shape[1] != ours.shape[1]:
             num_prefix = 0 if getattr(tower, "no_embed_class", False) else int(tower.num_prefix_tokens)
-            _report_resize(report, math.isqrt(value.shape[1] - num_prefix) * tower.patch_embed.patch_size[0], cfg)
-            value = resize_position_table(value, ours.shape[1], num_prefix)
+            side = math.isqrt(max(value.shape[1] - num_prefix, 0))
+            if side and side * side == value.shape[1] - num_prefix:  # any other table is of another kind of tower
+                _report_resize(report, side * tower.patch_embed.patch_size[0], cfg)
+                value = resize_position_table(value, ours.shape[1], num_prefix)
         if value.shape != ours.shape:
             raise CheckpointError(f"{source}: {name} is {list(value.shape)}, the vision tower has {list(ours.shape)}")
         placed[name] = value.to(device=device, dtype=dtype if ours.is_floating_point() else ours.dtype, copy=True)
