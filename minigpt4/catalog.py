@@ -17,6 +17,7 @@ MODULES = (
     "minigpt4.datasets.builders.align",  # builder
     "minigpt4.datasets.builders.annotations",
     "minigpt4.datasets.builders.faces",
+    "minigpt4.datasets.builders.published",
     "minigpt4.datasets.builders.shards",
     "minigpt4.models.minigpt4",  # model
     "minigpt4.models.minigpt_v2",

@@ -16,6 +16,7 @@ from PIL import Image
 import minigpt4.datasets.builders.align
 import minigpt4.datasets.builders.annotations
 import minigpt4.datasets.builders.faces
+import minigpt4.datasets.builders.published
 import minigpt4.datasets.builders.shards
 import minigpt4.processors.image
 import minigpt4.processors.text  # noqa: F401  (these imports register the names)

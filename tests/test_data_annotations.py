@@ -28,6 +28,7 @@ RECORDS = [{"id": 1, "q": "a"}, {"id": 2, "q": "ü\nb"}]
     [
         ("list.json", RECORDS),
         ("object.json", {"info": {}, "annotations": RECORDS}),
+        ("data.json", {"dataset_name": "x", "data": RECORDS}),
         ("lines.jsonl", "\n".join(json.dumps(record) for record in RECORDS) + "\n\n"),
         ("lines.json", "\n".join(json.dumps(record) for record in RECORDS)),
     ],
@@ -61,6 +62,19 @@ def test_a_mapping_of_paths_to_text_becomes_image_and_text(tmp_path: Path) -> No
     assert annotations[1] == {"image": "2.png", "text": "Sad"}
 
 
+def test_records_under_their_ids_keep_them(tmp_path: Path) -> None:
+    annotations = read_annotations([written(tmp_path, "d.json", {"07": {"question": "a"}, "08": {"id": 1}})])
+    assert list(annotations) == [{"id": "07", "question": "a"}, {"id": 1}]
+    assert annotations.where(1).endswith("d.json, entry 1")
+
+
+def test_records_that_are_filtered_keep_their_places(tmp_path: Path) -> None:
+    paths = [written(tmp_path, name, [{"n": first}, {"n": first + 1}]) for name, first in (("a.json", 0), ("b.json", 2))]
+    kept = read_annotations(paths).filtered(lambda record: record["n"] in (1, 3))
+    assert list(kept) == [{"n": 1}, {"n": 3}] and kept.paths == paths
+    assert kept.where(0).endswith("a.json, record 1") and kept.where(1).endswith("b.json, record 1")
+
+
 def test_sections_are_taken_in_the_order_asked_for_and_matched_without_spaces(tmp_path: Path) -> None:
     path = written(tmp_path, "s.json", {"A ": [{"id": 1}], "B": [{"id": 2}, {"id": 3}], "C": [{"id": 4}]})
     annotations = read_annotations([path], ["B", " A"])
@@ -91,7 +105,7 @@ def test_a_file_with_sections_is_never_read_whole(tmp_path: Path) -> None:
     [
         ("a.json", [], "holds no records"),
         ("b.json", "[{", "b.json, line 1: not valid JSON"),
-        ("c.json", {"images": {"a": 1}}, "found an object with the keys 'images', allowed: a list of records"),
+        ("c.json", {"images": 1}, "found an object with the keys 'images', allowed: a list of records"),
         ("d.json", [{"a": 1}, 7], "d.json, record 1: found a number, expected an object"),
         ("e.jsonl", '{"a": 1}\n{"a"', "e.jsonl, line 2: not valid JSON"),
         ("f.csv", "a,b\n1,2\n3\n", "f.csv, line 3: the row does not have 2 values"),

@@ -111,7 +111,8 @@ class DatasetConfig:
     prompts_file: str = ""  # the same from a text file, one prompt per line
     vis_processor: SplitProcessors = field(default_factory=SplitProcessors)  # pixels: {train: {name: ...}}
     text_processor: SplitProcessors = field(default_factory=SplitProcessors)  # cleaning of text: {train: {name: ...}}
-    process_text: list[str] = field(default_factory=lambda: ["questions"])  # what text_processor is applied to
+    # text_processor cleans questions (with the prompt around them), answers, or fields (the record's text, no prompts)
+    process_text: list[str] = field(default_factory=lambda: ["questions"])  # cleaned: questions | answers | fields
     batch_size: int = 1  # samples per micro-batch and GPU
     sample_ratio: float | None = None  # relative weight of drawing; 0 leaves the set out; all sets or none
     on_error: str = "raise"  # a sample that cannot be read: raise stops the run, skip takes the next one
@@ -126,8 +127,8 @@ class DatasetConfig:
             raise ConfigError(f"sample_ratio must be >= 0, got {self.sample_ratio}")
         if self.on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error must be 'raise' or 'skip', got '{self.on_error}'")
-        if not set(self.process_text) <= {"questions", "answers"}:
-            raise ConfigError(f"process_text may hold 'questions' and 'answers', got {self.process_text}")
+        if not set(self.process_text) <= {"questions", "answers", "fields"}:
+            raise ConfigError(f"process_text may hold 'questions', 'answers' and 'fields', got {self.process_text}")
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise ConfigError(f"max_bad_fraction must be in 0..1, got {self.max_bad_fraction}")
 

@@ -8,8 +8,9 @@ import json
 import pickle
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,9 +19,11 @@ from minigpt4.common.errors import DataError, nearest
 Record = dict[str, Any]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _SHAPES = (
-    'a list of records, {"annotations": [records]}, {"section": [records]}, or {"image path": "text"}; '
-    "a record is an object"
+    'a list of records, {"annotations": [records]}, {"data": [records]}, {"section": [records]}, {"id": record}, '
+    'or {"image path": "text"}; a record is an object'
 )
+_LISTS = ("annotations", "data")
+"""Keys of an object that holds a list of records beside other things."""
 
 
 class Annotations(Sequence[Record]):
@@ -77,6 +80,17 @@ class Annotations(Sequence[Record]):
         self._numbers.extend(other._numbers)
         self.paths += other.paths
         self.layout = other.layout
+
+    def filtered(self, keep: Callable[[Record], bool]) -> Annotations:
+        """The records that ``keep`` keeps, with their places."""
+        out = Annotations()
+        out.paths, out.layout = self.paths, self.layout
+        for (first, label), (end, _) in pairwise([*self._groups, (len(self), "")]):
+            out.start_group(label)
+            for index in range(first, end):
+                if keep(self[index]):
+                    out.add(self[index], self._numbers[index])
+        return out
 
     def fingerprint(self) -> str:
         """Hash over name, size and content of the files."""
@@ -147,8 +161,8 @@ def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | Non
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
     if sections is not None:
         return _read_sections(out, content, sections)
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        content = content["annotations"]
+    if isinstance(content, dict):
+        content = next((content[key] for key in _LISTS if isinstance(content.get(key), list)), content)
     if isinstance(content, list):
         out.start_group(f"{path}, record")
         for number, record in enumerate(content):
@@ -158,6 +172,10 @@ def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | Non
         out.start_group(f"{path}, entry")
         for number, (image, text) in enumerate(content.items()):
             out.add({"image": image, "text": text}, number)
+    elif isinstance(content, dict) and content and all(isinstance(record, dict) for record in content.values()):
+        out.start_group(f"{path}, entry")
+        for number, (key, record) in enumerate(content.items()):
+            out.add({"id": key, **record}, number)
     elif isinstance(content, dict) and any(isinstance(records, list) for records in content.values()):
         names = ", ".join(content)
         raise DataError(f"{path}: holds sections ({names}); choose with builder: FaceGPT4Vision and subsets_prompts")

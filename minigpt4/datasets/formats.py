@@ -17,11 +17,14 @@ from typing import Any
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Turn
+from minigpt4.conversation.boxes import box_text, clamped, grounded_phrase, has_area_inside, to_percents
 
 Format = Callable[[Mapping[str, Any], Sequence[str], Random], tuple[Turn, ...]]
 """record, prompts, rng -> turns. Raises DataError that names the field; the caller adds where the record is."""
 
 PROMPT_ROOT = Path(__file__).resolve().parent.parent / "configs" / "prompts"
+TEXT_FIELDS = ("question", "answer", "caption", "phrase")
+"""Fields of a record that ``process_text: [fields]`` cleans before a prompt is put around them."""
 _TAG = "<image>"
 _ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
@@ -50,6 +53,21 @@ def text_field(record: Mapping[str, Any], key: str) -> str:
     if not str(value).strip():
         raise DataError(f"field '{key}' is empty")
     return str(value)
+
+
+def drawn_text(record: Mapping[str, Any], key: str, rng: Random) -> str:
+    """``record[key]`` as text; one entry of a list, each as likely as often it is there. Empty entries are left out."""
+    value = record.get(key)
+    usable = [item for item in value if str(item).strip()] if isinstance(value, list) else []
+    return text_field({key: rng.choice(usable)} if usable else record, key)
+
+
+def filled_template(prompts: Sequence[str], text: str, rng: Random) -> str:
+    """One of the templates ``prompts`` with ``text`` in the place of ``{}``. Raises DataError for one without."""
+    template = rng.choice(prompts)
+    if template.count("{}") != 1:
+        raise DataError(f"prompts: '{template}' must hold '{{}}' once, where the question goes")
+    return template.replace("{}", text)
 
 
 @registry.register("format", "conversation")
@@ -126,13 +144,8 @@ def vqa(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple
     """``question`` and ``answer`` (one is drawn from a list); prompts are templates, ``{}`` is the question."""
     question = text_field(record, "question")
     if prompts:
-        template = rng.choice(prompts)
-        if template.count("{}") != 1:
-            raise DataError(f"prompts: '{template}' must hold '{{}}' once, where the question goes")
-        question = template.replace("{}", question)
-    answers = record.get("answer")
-    chosen = {"answer": rng.choice(answers)} if isinstance(answers, list) and answers else record
-    return (Turn(with_images(question, num_images(record)), text_field(chosen, "answer")),)
+        question = filled_template(prompts, question, rng)
+    return (Turn(with_images(question, num_images(record)), drawn_text(record, "answer", rng)),)
 
 
 @registry.register("format", "classification")
@@ -141,6 +154,44 @@ def classification(record: Mapping[str, Any], prompts: Sequence[str], rng: Rando
     if not prompts:
         raise DataError("format 'classification' needs prompts: [\"What emotion does this face show?\"]")
     return (Turn(with_images(rng.choice(prompts), num_images(record)), text_field(record, "label")),)
+
+
+@registry.register("format", "refer")
+def refer(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """``phrase`` (one is drawn from a list) and ``box`` (x, y, width, height in pixels): asks where the phrase is."""
+    question = filled_template(prompts or prompt_lines("refer.txt"), drawn_text(record, "phrase", rng), rng)
+    return (Turn(with_images(question, num_images(record)), _box_of(record)),)
+
+
+@registry.register("format", "identify")
+def identify(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """``phrase`` and ``box`` as in format 'refer', the other way round: asks what is inside the box."""
+    question = filled_template(prompts or prompt_lines("identify.txt"), _box_of(record), rng)
+    return (Turn(with_images(question, num_images(record)), drawn_text(record, "phrase", rng)),)
+
+
+@registry.register("format", "detection")
+def detection(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
+    """``phrase`` and ``bbox`` (text of its boxes in percents): asks for the phrase, answers it with its boxes."""
+    phrase = text_field(record, "phrase")
+    question = filled_template(prompts or prompt_lines("detection.txt"), phrase, rng)
+    return (Turn(with_images(question, num_images(record)), grounded_phrase(phrase, text_field(record, "bbox"))),)
+
+
+def _box_of(record: Mapping[str, Any]) -> str:
+    """``box`` as text in percents of the record's picture, as that is stored."""
+    if "image_sizes" not in record or not len(record["image_sizes"]):
+        raise DataError("has no image; a box needs one")
+    value = record.get("box")
+    parts = value.replace(",", " ").split() if isinstance(value, str) else value
+    try:
+        x, y, width, height = (float(part) for part in parts or ())
+    except (TypeError, ValueError):
+        raise DataError(f"field 'box' holds {value!r}, expected x, y, width, height in pixels") from None
+    size = record["image_sizes"][0]
+    if not has_area_inside((x, y, width, height), size):
+        raise DataError(f"field 'box' holds {value!r}, which covers nothing of a picture of {size[0]} x {size[1]}")
+    return box_text(clamped(to_percents((x, y, width, height), size)))
 
 
 @registry.register("format", "text")
@@ -165,8 +216,13 @@ def unnatural_instruction(record: Mapping[str, Any], prompts: Sequence[str], rng
 
 @cache
 def prompt_lines(name: str) -> tuple[str, ...]:
-    """Lines of a shipped prompt list, empty ones left out."""
-    lines = (PROMPT_ROOT / name).read_text(encoding="utf-8").splitlines()
+    """Lines of a shipped prompt list."""
+    return lines_of(PROMPT_ROOT / name)
+
+
+def lines_of(path: Path) -> tuple[str, ...]:
+    """One prompt per line; empty lines and spaces around a prompt are left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 

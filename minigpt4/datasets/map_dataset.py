@@ -18,7 +18,7 @@ from minigpt4.common.errors import DataError, nearest
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Turn
 from minigpt4.datasets.annotations import Annotations, Record
-from minigpt4.datasets.formats import Format
+from minigpt4.datasets.formats import TEXT_FIELDS, Format
 from minigpt4.processors.base import ImageProcessor, TextProcessor
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,20 @@ class Recipe:
         return map_fields(record, self.fields)
 
     def turns(self, record: Record, rng: Random) -> tuple[Turn, ...]:
-        """Turns of a mapped record, questions and answers cleaned where the configuration says so."""
+        """Turns of a mapped record, cleaned where the configuration says so."""
+        if "fields" in self.process_text:
+            record = {**record, **{key: self._cleaned(record[key]) for key in TEXT_FIELDS if key in record}}
         turns = self.format(record, self.prompts, rng)
         if "questions" in self.process_text:
             turns = tuple(replace(turn, prompt=self._cleaned_prompt(turn.prompt)) for turn in turns)
         if "answers" in self.process_text:
             turns = tuple(replace(turn, answer=self.text(turn.answer)) for turn in turns)
         return turns
+
+    def _cleaned(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._cleaned(item) for item in value]
+        return self.text(value) if isinstance(value, str) else value
 
     def _cleaned_prompt(self, prompt: str) -> str:
         # the text processor must not see the image tags (it would lower-case them) nor the closing space
@@ -109,7 +116,8 @@ class ImageFinder:
         return [names for name in own or [None] if (names := self._patterned(record, name))]
 
     def _patterned(self, record: Record, image: str | None) -> list[str]:
-        known = {key: value for key, value in {**record, "image": image}.items() if value not in (None, "")}
+        own = {"image": image, "basename": image.rpartition("/")[2] if image else None}
+        known = {key: value for key, value in {**record, **own}.items() if value not in (None, "")}
         usable = [name for name in (_rendered(pattern, known) for pattern in self.names) if name]
         if not usable and image:
             patterns = ", ".join(self.names)
@@ -122,6 +130,28 @@ def _rendered(pattern: str, record: Record) -> str:
         return pattern.format_map(record)
     except (KeyError, ValueError, IndexError, AttributeError):  # a field this record does not have
         return ""
+
+
+class ImageSizes(Sequence[tuple[int, int]]):
+    """Width and height of a record's pictures as they are stored; nothing is opened before a format asks.
+
+    ``images``: the pictures themselves, opened once.
+    """
+
+    def __init__(self, open_images: Callable[[], Iterable[Image.Image]]) -> None:
+        self._open = open_images
+
+    @cached_property
+    def images(self) -> list[Image.Image]:
+        """The pictures in their order. Raises DataError for one that cannot be read."""
+        return list(self._open())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        """(width, height) of one picture."""
+        return self.images[index].size
 
 
 class MapDataset(ABC):
@@ -183,15 +213,16 @@ class MapDataset(ABC):
     def make_sample(
         self, record: Record, open_images: Callable[[], Iterable[Image.Image]], sample_id: str, rng: Random
     ) -> Sample:
-        """Turns and tensors of one mapped record; pictures are opened when a prompt asks for them.
+        """Turns and tensors of one mapped record; pictures are opened when a prompt or the format asks for them.
 
         Raises DataError when tags and pictures differ in number.
         """
-        turns = self.recipe.turns(record, rng)
+        pictures = ImageSizes(open_images)
+        turns = self.recipe.turns({**record, "image_sizes": pictures}, rng)
         tags = sum(turn.prompt.count(IMAGE_TAG) for turn in turns)
         if tags not in (0, len(record["images"])):
             raise DataError(f"the prompts hold {tags} {IMAGE_TAG}, but there are {len(record['images'])} images")
-        tensors = tuple(self.recipe.vision(image) for image in open_images()) if tags else ()
+        tensors = tuple(self.recipe.vision(image) for image in pictures.images) if tags else ()
         return Sample(turns, tensors, f"{self.name}/{sample_id}", {"dataset": self.name})
 
 
@@ -249,11 +280,12 @@ def record_id(record: Record, index: int) -> str:
     return str(index)
 
 
-def open_image(source: Any, name: str = "") -> Image.Image:
-    """A decoded picture from a path or a stream. Raises DataError that names it."""
+def open_image(source: Any, name: str = "", decode: bool = True) -> Image.Image:
+    """A picture from a path or a stream; without ``decode`` its size alone. Raises DataError that names it."""
     try:
         with Image.open(source) as image:
-            image.load()
+            if decode:
+                image.load()
             return image
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image '{name or source}' cannot be read: {' '.join(str(error).split())}") from error

@@ -172,7 +172,8 @@ def question_processor(datasets: list[DatasetConfig]) -> str:
     if not datasets:
         return "identity"
     most = max(datasets, key=lambda cfg: 1.0 if cfg.sample_ratio is None else cfg.sample_ratio)
-    return (most.text_processor.train.name if "questions" in most.process_text else "") or "identity"
+    cleans_questions = not {"questions", "fields"}.isdisjoint(most.process_text)
+    return (most.text_processor.train.name if cleans_questions else "") or "identity"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

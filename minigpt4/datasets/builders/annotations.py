@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
+
+from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.datasets.annotations import Annotations, Record, check_file, read_annotations
 from minigpt4.datasets.builders.base import DatasetBuilder
 from minigpt4.datasets.formats import EmotionMapping, num_images
-from minigpt4.datasets.map_dataset import AnnotationDataset, ImageFinder, Recipe, map_fields, split_indices
+from minigpt4.datasets.map_dataset import (
+    AnnotationDataset,
+    ImageFinder,
+    ImageSizes,
+    Recipe,
+    map_fields,
+    open_image,
+    split_indices,
+)
 
 _SAME_FILE = {  # published under both names
     "multi_task_conversation.json": "multitask_conversation.json",
@@ -73,8 +84,12 @@ class AnnotationsBuilder(DatasetBuilder):
 
     def finder(self) -> ImageFinder:
         """Where pictures lie."""
-        info = self.info()
-        return ImageFinder(Path(info.image_path) if info.image_path else None, tuple(info.image_names))
+        root = self.image_root()
+        return ImageFinder(Path(root) if root else None, tuple(self.info().image_names))
+
+    def image_root(self) -> str:
+        """The folder below which pictures lie; empty for records without."""
+        return str(self.info().image_path)
 
     def recipe(self, record: Record, split: str, layout: str = "records") -> Recipe:
         """As for every builder; the emotion format also takes its two numbers from ``build_info``."""
@@ -94,11 +109,14 @@ class AnnotationsBuilder(DatasetBuilder):
         return self.recipe(first, split, annotations.layout)
 
     def _image_path_problems(self) -> list[str]:
-        given = self.info().image_path
+        given = self.image_root()
         if given and not Path(given).is_dir():
             kind = "is a file, expected a directory" if Path(given).exists() else "not found"
-            return [f"build_info.image_path: '{given}' {kind}"]
+            return [f"{self._image_path_key()}: '{given}' {kind}"]
         return []
+
+    def _image_path_key(self) -> str:
+        return "build_info.image_path"
 
     def _split_problems(self, split: str, key: str, look_for_images: bool) -> list[str]:
         try:
@@ -110,9 +128,12 @@ class AnnotationsBuilder(DatasetBuilder):
         seen = []
 
         def look(index: int) -> None:
+            def sizes() -> Iterator[Image.Image]:
+                return (open_image(path, decode=False) for path in finder.find(recipe.mapped(annotations[index])))
+
             try:
                 record = dataset.record(index)
-                recipe.turns(record, Random(0))
+                recipe.turns({**record, "image_sizes": ImageSizes(sizes)}, Random(0))
                 seen.append(num_images(record))
                 if look_for_images:
                     finder.find(recipe.mapped(annotations[index]))

@@ -15,7 +15,7 @@ from minigpt4.common.errors import ConfigError, DataError, nearest
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import DatasetConfig, ProcessorConfig, SplitProcessors
 from minigpt4.datasets.annotations import Record
-from minigpt4.datasets.formats import Format, recognise
+from minigpt4.datasets.formats import Format, lines_of, recognise
 from minigpt4.datasets.map_dataset import Recipe
 from minigpt4.processors.base import ImageSpec as ImageSpec
 from minigpt4.processors.base import make_image_processor, make_text_processor
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"path/to|<[^<>]*>", re.IGNORECASE)
+_PACKAGE = Path(__file__).resolve().parent.parent.parent
 _LOOKED_AT = 16
 """Records, spread over the set, that a check turns into turns."""
 
@@ -132,9 +133,13 @@ class DatasetBuilder(ABC):
         if self.cfg.prompts:
             return tuple(self.cfg.prompts)
         if self.cfg.prompts_file:
-            lines = Path(self.cfg.prompts_file).read_text(encoding="utf-8").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
+            return lines_of(self._prompts_file())
         return self.default_prompts if format_name == "caption" else ()
+
+    def _prompts_file(self) -> Path:
+        """``prompts_file``; a card names one of the package, from the folder that holds the package."""
+        given = Path(self.cfg.prompts_file)
+        return given if given.is_file() else _PACKAGE.parent / given
 
     @staticmethod
     def _processor(processors: SplitProcessors, split: str) -> ProcessorConfig:
@@ -153,7 +158,7 @@ class DatasetBuilder(ABC):
             problems.append(f"image_backend: found '{cfg.image_backend}', allowed: exact")
         if cfg.on_error == "skip" and cfg.max_bad_fraction == 0:
             problems.append("on_error: skip needs max_bad_fraction > 0, the share of samples that may be broken")
-        if cfg.prompts_file and not Path(cfg.prompts_file).is_file():
+        if cfg.prompts_file and not self._prompts_file().is_file():
             problems.append(f"prompts_file: '{cfg.prompts_file}' not found")
         elif cfg.prompts_file and not self._prompts(""):
             problems.append(f"prompts_file: '{cfg.prompts_file}' is empty; one prompt per line")
@@ -180,6 +185,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return any(_fits(part, value) for part in inner)
     if origin is list:
         return isinstance(value, list) and all(_fits(inner[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -191,4 +198,6 @@ def _described(hint: Any) -> str:
         return " or ".join(_described(part) for part in inner)
     if origin is list:
         return f"a list of {_described(inner[0])}"
+    if origin is dict:
+        return "a mapping"
     return {str: "text", float: "a number"}.get(hint, str(hint))

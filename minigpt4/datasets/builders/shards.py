@@ -49,7 +49,7 @@ class ShardsBuilder(DatasetBuilder):
 
         def look(index: int) -> None:
             try:
-                dataset.recipe.turns(dataset.record(index), Random(0))
+                dataset.load(index, Random(0))
             except DataError as error:
                 raise DataError(f"{dataset.where(index)}: {error}") from None
 
