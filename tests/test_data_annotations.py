@@ -69,7 +69,9 @@ def test_records_under_their_ids_keep_them(tmp_path: Path) -> None:
 
 
 def test_records_that_are_filtered_keep_their_places(tmp_path: Path) -> None:
-    paths = [written(tmp_path, name, [{"n": first}, {"n": first + 1}]) for name, first in (("a.json", 0), ("b.json", 2))]
+    paths = [
+        written(tmp_path, name, [{"n": first}, {"n": first + 1}]) for name, first in (("a.json", 0), ("b.json", 2))
+    ]
     kept = read_annotations(paths).filtered(lambda record: record["n"] in (1, 3))
     assert list(kept) == [{"n": 1}, {"n": 3}] and kept.paths == paths
     assert kept.where(0).endswith("a.json, record 1") and kept.where(1).endswith("b.json, record 1")
