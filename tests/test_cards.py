@@ -135,21 +135,7 @@ def test_a_region_of_an_unknown_picture_is_an_error(tmp_path: Path) -> None:
     visual_genome(tmp_path)
     dump(tmp_path / "image_data.json", [])
     (problem,) = builder("refvg", {"build_info": {"data_dir": str(tmp_path)}}).check()
-    assert "region_descriptions.json, picture 1: 1 is missing" in problem
-
-
-def test_a_long_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = [{"id": n, "text": "ü, ] }" * n} for n in range(20)]
-    path = dump(tmp_path / "a.json", content)
-    for size in (1, 7, 64, 1 << 20):
-        monkeypatch.setattr(layouts, "_CHUNK", size)
-        assert list(layouts.stream_list(path)) == content
-    path.write_text("[{}, {", encoding="utf-8")
-    with pytest.raises(DataError, match=r"a.json: not valid JSON: .* behind '{'"):
-        list(layouts.stream_list(path))
-    path.write_text('{"a": []}', encoding="utf-8")
-    with pytest.raises(DataError, match="expected a list of records"):
-        list(layouts.stream_list(path))
+    assert "region_descriptions.json, picture 1: not of the published layout: image 1 is not described" in problem
 
 
 def test_flickr_texts_stay_as_they_are(data: Path) -> None:
@@ -246,6 +232,8 @@ def test_files_are_named_as_lavis_names_them(data: Path) -> None:
         "ok_vqa", {"build_info": {"annotations": {"train": {"storage": files[0]}}, "images": {"storage": "no"}}}
     ).check()
     assert problem == "build_info.images.storage: 'no' not found"
+    (problem,) = builder("refcoco", block("refcoco", data, image_path="no")).check()
+    assert problem == "build_info.image_path: 'no' not found"
     (problem,) = builder("ok_vqa", {"build_info": {"images": "x"}}).check()
     assert problem == "build_info.images: found 'x', expected a mapping"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import time
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from minigpt4.common.errors import DataError
-from minigpt4.datasets.annotations import read_annotations
+from minigpt4.datasets import annotations as annotations_module
+from minigpt4.datasets.annotations import read_annotations, stream_list
 
 
 def written(folder: Path, name: str, content: Any) -> Path:
@@ -62,6 +64,22 @@ def test_a_mapping_of_paths_to_text_becomes_image_and_text(tmp_path: Path) -> No
     assert annotations[1] == {"image": "2.png", "text": "Sad"}
 
 
+@pytest.mark.parametrize("size", [1, 7, 64, 1 << 20])
+def test_a_long_list_is_read_in_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = [{"id": n, "text": "ü, ] }" * n} for n in range(20)]
+    monkeypatch.setattr(annotations_module, "_CHUNK", size)
+    assert list(stream_list(io.StringIO(json.dumps(content, indent=1)))) == content
+    assert list(stream_list(io.StringIO("\n[]\n"))) == []
+    for text, message, line in (
+        ('[{},\n{"a"', "Expecting", 2),
+        ('[{"a": 1}] [2]', "Extra data", 1),
+        ('{"a": []}', "a list", 1),
+    ):
+        with pytest.raises(json.JSONDecodeError, match=message) as caught:
+            list(stream_list(io.StringIO(text)))
+        assert caught.value.lineno == line
+
+
 def test_records_under_their_ids_keep_them(tmp_path: Path) -> None:
     annotations = read_annotations([written(tmp_path, "d.json", {"07": {"question": "a"}, "08": {"id": 1}})])
     assert list(annotations) == [{"id": "07", "question": "a"}, {"id": 1}]
@@ -107,6 +125,8 @@ def test_a_file_with_sections_is_never_read_whole(tmp_path: Path) -> None:
     [
         ("a.json", [], "holds no records"),
         ("b.json", "[{", "b.json, line 1: not valid JSON"),
+        ("b.json", '[{"a": 1},\n{"a": }]', "b.json, line 2: not valid JSON"),
+        ("b.json", '[{"a": 1}]\n[{"a": 1}]', "b.json, line 1: found a list, expected an object"),
         ("c.json", {"images": 1}, "found an object with the keys 'images', allowed: a list of records"),
         ("d.json", [{"a": 1}, 7], "d.json, record 1: found a number, expected an object"),
         ("e.jsonl", '{"a": 1}\n{"a"', "e.jsonl, line 2: not valid JSON"),

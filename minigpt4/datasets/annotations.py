@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import pickle
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ _SHAPES = (
     'a list of records, {"annotations": [records]}, {"data": [records]}, {"section": [records]}, {"id": record}, '
     'or {"image path": "text"}; a record is an object'
 )
+_CHUNK = 1 << 22
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
 _LISTS = ("annotations", "data")
 """Keys of an object that holds a list of records beside other things."""
 
@@ -88,8 +91,9 @@ class Annotations(Sequence[Record]):
         for (first, label), (end, _) in pairwise([*self._groups, (len(self), "")]):
             out.start_group(label)
             for index in range(first, end):
-                if keep(self[index]):
-                    out.add(self[index], self._numbers[index])
+                record = self[index]
+                if keep(record):
+                    out.add(record, self._numbers[index])
         return out
 
     def fingerprint(self) -> str:
@@ -108,12 +112,17 @@ def read_annotations(paths: Iterable[str | Path], sections: Sequence[str] | None
     ``sections``: names of a ``{section: [records]}`` file, taken in this order; None for files without sections.
     A file is parsed once per process as long as it does not change. Raises DataError with file, found and allowed.
     """
-    joined = Annotations()
+    parts = []
     for path in map(Path, paths):
         check_file(path)
         stat = path.stat()
         chosen = None if sections is None else tuple(sections)
-        joined.extend(_read(path, stat.st_size, stat.st_mtime_ns, chosen))
+        parts.append(_read(path, stat.st_size, stat.st_mtime_ns, chosen))
+    if len(parts) == 1:
+        return parts[0]  # as it is kept: nobody changes it
+    joined = Annotations()
+    for part in parts:
+        joined.extend(part)
     return joined
 
 
@@ -153,6 +162,13 @@ def _read(path: Path, size: int, mtime_ns: int, sections: tuple[str, ...] | None
 def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | None) -> None:
     path = out.paths[0]
     try:
+        if sections is None and stream.read(1) == "[":
+            stream.seek(0)
+            out.start_group(f"{path}, record")
+            for number, record in enumerate(stream_list(stream)):
+                out.add(record, number)
+            return
+        stream.seek(0)
         content = json.load(stream)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSON lines under the name .json
@@ -181,6 +197,37 @@ def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | Non
         raise DataError(f"{path}: holds sections ({names}); choose with builder: FaceGPT4Vision and subsets_prompts")
     else:
         raise DataError(f"{path}: found {_kind(content)}, allowed: {_SHAPES}")
+
+
+def stream_list(stream: TextIO) -> Iterator[Any]:
+    """Items of a JSON list, without holding the list: as Python objects it takes several times the file's size.
+
+    Raises JSONDecodeError. Commas are not checked, and a number may come in two pieces: lists of records hold objects.
+    """
+    decoder = json.JSONDecoder()
+    text, line = "", 1
+    while not text.strip() and (more := stream.read(_CHUNK)):
+        text += more
+    if text.lstrip()[:1] != "[":
+        raise json.JSONDecodeError("expected a list", text, 0)
+    place = text.index("[") + 1
+    while True:
+        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # matches nothing at least
+        if text[place : place + 1] == "]":
+            break
+        try:
+            item, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            more = stream.read(_CHUNK)
+            if not more:
+                error.lineno += line - 1
+                raise
+            line += text.count("\n", 0, place)
+            text, place = text[place:] + more, 0  # an object that goes on in the next piece
+        else:
+            yield item
+    if (text[place + 1 :] + stream.read()).strip():
+        raise json.JSONDecodeError("Extra data", text, place + 1)
 
 
 def _read_sections(out: Annotations, content: Any, sections: tuple[str, ...]) -> None:

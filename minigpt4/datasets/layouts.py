@@ -6,17 +6,17 @@ import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from minigpt4.common.errors import DataError, nearest
 from minigpt4.conversation.boxes import has_area_inside
-from minigpt4.datasets.annotations import Annotations
+from minigpt4.datasets.annotations import Annotations, stream_list
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1 << 22
 _MALFORMED = (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 """What a pickle that is cut off or no pickle at all raises."""
 LARGEST_REGION = 16384
@@ -61,18 +61,19 @@ def read_refs(paths: Sequence[Path], split: str) -> Annotations:
     instances = _json(instances_path)
     if not isinstance(refs, list) or not isinstance(instances, dict):
         raise DataError(f"{refs_path}: expected a list of references, and an object in {instances_path.name}")
-    with _place(f"{instances_path}"):
+    with _Place(f"{instances_path}"):
         boxes = {item["id"]: item["bbox"] for item in instances["annotations"]}
         sizes = {item["id"]: (item["width"], item["height"]) for item in instances["images"]}
     out = Annotations()
     out.start_group(f"{refs_path}, reference")
     left_out = 0
     for number, ref in enumerate(refs):
-        with _place(f"{refs_path}, reference {number}"):
+        with _Place(f"{refs_path}, reference {number}"):
             if ref["split"] != split:
                 continue
-            box, image_id = boxes[ref["ann_id"]], ref["image_id"]
-            if not has_area_inside(box, sizes[image_id]):
+            image_id = ref["image_id"]
+            box, size = _known(boxes, ref["ann_id"], "annotation"), _known(sizes, image_id, "image")
+            if not has_area_inside(box, size):
                 left_out += 1
                 continue
             phrases = [sentence["raw"] for sentence in ref["sentences"]]
@@ -90,21 +91,21 @@ def read_visual_genome(paths: Sequence[Path]) -> Annotations:
     """
     images_path, regions_path = paths
     pictures: dict[Any, tuple[str, tuple[int, int]]] = {}
-    for number, item in enumerate(stream_list(images_path)):
-        with _place(f"{images_path}, record {number}"):
+    for number, item in enumerate(_items(images_path)):
+        with _Place(f"{images_path}, record {number}"):
             name = "/".join(PurePosixPath(item["url"]).parts[-2:])
             pictures[_either(item, "image_id", "id")] = name, (item["width"], item["height"])
     out = Annotations()
     out.start_group(f"{regions_path}, picture")
     left_out = 0
-    for number, entry in enumerate(stream_list(regions_path)):
-        with _place(f"{regions_path}, picture {number}"):
+    for number, entry in enumerate(_items(regions_path)):
+        with _Place(f"{regions_path}, picture {number}"):
             for region in entry.get("regions") or ():
                 box = [region[key] for key in ("x", "y", "width", "height")]
                 if box[2] * box[3] >= LARGEST_REGION:
                     continue
                 image_id = region.get("image_id", entry.get("id"))
-                name, size = pictures[image_id]
+                name, size = _known(pictures, image_id, "image")
                 if not region["phrase"].strip() or not has_area_inside(box, size):
                     left_out += 1
                     continue
@@ -127,7 +128,7 @@ def read_ocrvqa(paths: Sequence[Path], split: int) -> Annotations:
     out = Annotations()
     out.start_group(f"{path}, book")
     for number, (key, book) in enumerate(content.items()):
-        with _place(f"{path}, book '{key}'"):
+        with _Place(f"{path}, book '{key}'"):
             if book["split"] != split:
                 continue
             questions, answers = book["questions"], book["answers"]
@@ -139,7 +140,7 @@ def read_ocrvqa(paths: Sequence[Path], split: int) -> Annotations:
     return out
 
 
-class _place:
+class _Place:
     """A field that is missing or of another kind inside the block is the file's mistake, told with its place."""
 
     def __init__(self, place: str) -> None:
@@ -159,45 +160,36 @@ def _either(item: Mapping[str, Any], key: str, alias: str) -> Any:
     return item[key] if key in item else item[alias]
 
 
+def _known(table: Mapping[Any, Any], key: Any, kind: str) -> Any:
+    if key not in table:
+        raise TypeError(f"{kind} {key!r} is not described")
+    return table[key]
+
+
 def _tell(path: Path, left_out: int, what: str) -> None:
     if left_out:
         log.info("%s: %d %s are left out", path, left_out, what)
 
 
 def _json(path: Path) -> Any:
-    try:
+    with _reading(path):
         return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def _items(path: Path) -> Iterator[Any]:
+    """Objects of a file that holds one JSON list, one by one: such files take gigabytes as Python objects."""
+    with _reading(path), path.open(encoding="utf-8-sig") as stream:
+        yield from stream_list(stream)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-
-
-def stream_list(path: Path) -> Iterator[Any]:
-    """Objects of a file that holds one JSON list, without holding the list. Raises DataError for anything else."""
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig") as stream:
-        text, place = stream.read(_CHUNK).lstrip(), 1
-        if not text.startswith("["):
-            raise DataError(f"{path}: expected a list of records")
-        while True:
-            while place < len(text) and text[place] in " \t\r\n,":
-                place += 1
-            if place < len(text) and text[place] == "]":
-                return
-            try:
-                item, place = decoder.raw_decode(text, place)
-            except json.JSONDecodeError as error:
-                more = stream.read(_CHUNK)
-                if not more:
-                    raise DataError(
-                        f"{path}: not valid JSON: {error.msg} behind {text[place : place + 40]!r}"
-                    ) from None
-                text, place = text[place:] + more, 0  # an object that goes on in the next piece
-                continue
-            if not isinstance(item, dict):
-                raise DataError(f"{path}: found {item!r} in the list, expected objects")
-            yield item
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -23,6 +23,9 @@ from minigpt4.processors.base import ImageProcessor, TextProcessor
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 8
+"""Names of a picture that a message lists."""
+
 
 def map_fields(record: Record, fields: Mapping[str, str]) -> Record:
     """``record`` with column ``fields[name]`` also under ``name``. Raises DataError for a column that is not there."""
@@ -103,7 +106,8 @@ class ImageFinder:
             path = self.root / name
             if path.is_file():
                 return path
-        others = f" (also tried: {', '.join(names[1:])})" if len(names) > 1 else ""
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        others = f" (also tried: {', '.join(names[1:_SHOWN])}{more})" if len(names) > 1 else ""
         raise DataError(f"image '{names[0]}' not found in '{self.root}'{others}")
 
     def _candidates(self, record: Record) -> list[list[str]]:

@@ -129,6 +129,8 @@ class AnnotationsBuilder(DatasetBuilder):
 
         def look(index: int) -> None:
             def sizes() -> Iterator[Image.Image]:
+                if not look_for_images:
+                    raise _NotLookedAt
                 return (open_image(path, decode=False) for path in finder.find(recipe.mapped(annotations[index])))
 
             try:
@@ -137,6 +139,8 @@ class AnnotationsBuilder(DatasetBuilder):
                 seen.append(num_images(record))
                 if look_for_images:
                     finder.find(recipe.mapped(annotations[index]))
+            except _NotLookedAt:
+                seen.append(1)
             except DataError as error:
                 raise DataError(f"{annotations.where(index)}: {error}") from None
 
@@ -149,6 +153,10 @@ class AnnotationsBuilder(DatasetBuilder):
 
     def _is_text(self) -> bool:
         return self.cfg.format in ("text", "unnatural_instruction") or self.cfg.data_type == "text"
+
+
+class _NotLookedAt(Exception):
+    """A format asks for the size of a picture whose folder has been refused already."""
 
 
 def _existing(path: Path) -> Path:
