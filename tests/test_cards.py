@@ -124,6 +124,15 @@ def test_a_field_that_references_lack_is_named_with_its_place(data: Path) -> Non
     assert "refs(unc).p, reference 1: 'sentences' is missing" in problem
 
 
+def test_a_box_of_three_numbers_is_named_with_its_place(data: Path) -> None:
+    path = data / "refcoco_annotations" / "refcoco" / "instances.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["annotations"][1]["bbox"].pop()
+    dump(path, content)
+    (problem,) = builder("refcoco", block("refcoco", data)).check()
+    assert "refs(unc).p, reference 1: not of the published layout: not enough values" in problem
+
+
 def test_small_regions_with_a_text_are_trained_and_a_picture_without_regions_is_no_mistake(data: Path) -> None:
     made = samples("refvg", data)
     assert [turn(sample).answer for sample in made] == ["{<37><13><45><28>}", "{<0><98><11><100>}"]

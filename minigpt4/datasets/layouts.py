@@ -152,7 +152,7 @@ class _Place:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyError):
             raise DataError(f"{self.place}: {error} is missing") from None
-        if isinstance(error, (TypeError, AttributeError)):
+        if isinstance(error, (TypeError, ValueError, AttributeError)):
             raise DataError(f"{self.place}: not of the published layout: {error}") from None
 
 
