@@ -133,8 +133,11 @@ def test_pickled_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_folder_of_jobs_means_its_newest_complete_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_of_jobs_means_its_newest_complete_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for job in ("20260101_000000", "20260101_000000_2", "20260101_000000_10"):
         _save(tmp_path / job, 1)
     (tmp_path / "20260102_000000" / "checkpoints" / "step_9").mkdir(parents=True)
     assert read_checkpoint(tmp_path).path == tmp_path / "20260101_000000_10" / "checkpoints" / "step_1"
+    assert "20260102_000000: holds no complete checkpoint, passed over" in caplog.text

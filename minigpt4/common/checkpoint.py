@@ -108,13 +108,13 @@ def save_checkpoint(
     draft.mkdir()
     _write_files(draft, weights, config_text, resume)
     files = {str(file.relative_to(draft)): file.stat().st_size for file in sorted(draft.rglob("*")) if file.is_file()}
-    content = {**manifest, "format": FORMAT, "step": step, "files": files}
+    content = {**manifest, "format": FORMAT, "step": step, "is_best": is_best, "files": files}
     write_atomically(draft / MANIFEST, json.dumps(content, indent=1))
     if resume is not None:
         _sync(draft / "resume")
     _sync(draft)
-    if final.exists():  # the same step again, after a resume: the old one leaves by a rename, not file by file
-        final.rename(directory / f".old_step_{step}_{os.getpid()}")
+    if final.exists():  # the same step again, after a resume that had to pass it over
+        _set_aside(final)
     draft.rename(final)
     _sync(directory)
     _link(directory / LAST, final.name)
@@ -181,8 +181,21 @@ def find_newest(root: Path) -> Checkpoint | None:
         match = _JOB.match(path.name)
         if match and path.is_dir():
             found.append(((match[1], int(match[2] or 1)), path))
-    jobs = (path for _, path in sorted(found, reverse=True))
-    return next((point for job in jobs if (point := find_last(job)) is not None), None)
+    for _, job in sorted(found, reverse=True):
+        point = find_last(job)
+        if point is not None:
+            return point
+        log.warning("%s: holds no complete checkpoint, passed over", job)
+    return None
+
+
+def settle_links(checkpoint: Checkpoint) -> None:
+    """Point ``last`` (and ``best``, if it was that) at a job's newest checkpoint, when a kill came before the links."""
+    directory, name = checkpoint.path.parent, checkpoint.path.name
+    for link, is_due in ((LAST, True), (BEST, checkpoint.manifest.get("is_best", False))):
+        path = directory / link
+        if is_due and not (path.is_symlink() and os.readlink(path) == name):
+            _link(path, name)
 
 
 def is_job_name(name: str) -> bool:
@@ -235,15 +248,34 @@ def _remove_leftovers(directory: Path) -> None:
     for pattern in (".writing_step_*", ".old_step_*"):
         for folder in directory.glob(pattern):
             shutil.rmtree(folder)
+    for name in (LAST, BEST):
+        for draft in directory.glob(f".{name}.*"):
+            draft.unlink()
+
+
+def _set_aside(folder: Path) -> Path:
+    """``folder`` under a temporary name: a final name never holds a checkpoint that is half deleted."""
+    return folder.rename(folder.with_name(f".old_{folder.name}_{os.getpid()}"))
 
 
 def _retain(directory: Path, keep_last: int) -> None:
+    """Delete all but the newest ``keep_last`` steps and those with a link; damaged ones count for nothing."""
     if keep_last <= 0:
         return
-    linked = {os.readlink(directory / name) for name in (LAST, BEST) if (directory / name).is_symlink()}
-    for step in sorted(_steps(directory), reverse=True)[keep_last:]:
-        if f"step_{step}" not in linked:
-            shutil.rmtree(directory / f"step_{step}")
+    kept = {os.readlink(directory / name) for name in (LAST, BEST) if (directory / name).is_symlink()}
+    names = [f"step_{step}" for step in sorted(_steps(directory), reverse=True)]
+    kept.update([name for name in names if _is_complete(directory / name)][:keep_last])
+    for name in names:
+        if name not in kept:
+            shutil.rmtree(_set_aside(directory / name))
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

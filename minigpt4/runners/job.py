@@ -134,11 +134,30 @@ def continues_job(checkpoint: Checkpoint) -> bool:
 
 def name_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One sentence per setting that changes the order of samples or the gradient."""
+    before, now = _by_window(before), _by_window(now)
     return [
         f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now; losses will differ from an undisturbed run"
         for key, value in now.items()
         if before.get(key) != value
     ]
+
+
+def _by_window(order: Mapping[str, Any]) -> dict[str, Any]:
+    """``order`` with ranks and accumulation as their product: a window is the same list of samples however it is spread
+    over ranks. (A schedule that is not constant still differs a little: it counts micro-batches per rank.)"""
+    result = dict(order)
+    ranks, accumulation = result.pop("world size"), result.pop("run.accum_grad_iters")
+    return {"micro-batches per window (run.accum_grad_iters x ranks)": ranks * accumulation, **result}
+
+
+def describe_start(cfg: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Where a run starts, for the manifest and the log: anew, with weights of another run, or where one stopped."""
+    if checkpoint is not None:
+        return {"start": "resumed", "resumed_from": str(checkpoint.path), "resumed_at_window": checkpoint.step}
+    if not cfg.model.ckpt:
+        return {"start": "new"}
+    log.info("new job at window 0 with the weights of model.ckpt %s; optimiser and counters are fresh", cfg.model.ckpt)
+    return {"start": "new", "weights_from": cfg.model.ckpt}
 
 
 def describe_run(cfg: Config, dist: DistContext, data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,7 +182,7 @@ def earlier_starts(job_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: before.get(key) for key in ("command", "started", "git", "world_size", "resumed_from")}
+    kept = {key: before.get(key) for key in ("command", "started", "git", "world_size", "resumed_from", "weights_from")}
     return [*before.get("earlier_starts", []), kept]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.common import schema
-from minigpt4.common.checkpoint import Checkpoint, save_checkpoint, write_atomically
+from minigpt4.common.checkpoint import Checkpoint, save_checkpoint, settle_links, write_atomically
 from minigpt4.common.config import dump_config
 from minigpt4.common.curve import draw_curve
 from minigpt4.common.dist import DistContext
@@ -50,7 +50,7 @@ class RunnerBase:
     def __init__(self, cfg: schema.Config, dist: DistContext) -> None:
         """Builds everything. Raises ConfigError, DataError or CheckpointError before the first window."""
         run = cfg.run
-        self.cfg, self.dist = cfg, dist
+        self.cfg, self.dist, self.config_text = cfg, dist, dump_config(cfg)
         self.stop = job.StopSignals()
         schedule = find_schedule(run)
         self.trackers = build_trackers(run.trackers)
@@ -74,6 +74,8 @@ class RunnerBase:
         scaler = torch.amp.GradScaler(dist.device.type, enabled=precision == torch.float16)
         is_same_job = checkpoint is not None and job.continues_job(checkpoint)
         self.job_dir = checkpoint.path.parent.parent if checkpoint and is_same_job else job.create_job_dir(cfg, dist)
+        if checkpoint is not None and is_same_job and dist.is_main:
+            settle_links(checkpoint)
         self.training = Training(
             model=wrapped, core=self.model, optimizer=optimizer, scaler=scaler,
             lr_at=lambda t: schedule(t, lr_plan), dist=dist, accumulation=run.accum_grad_iters,
@@ -82,8 +84,7 @@ class RunnerBase:
         self.progress = Progress() if checkpoint is None else self._resume(checkpoint)
         self.manifest = job.describe_run(cfg, dist, self._data_facts())
         self.manifest["load_report"] = [report.as_dict() for report in self.model.load_reports]
-        if checkpoint is not None:
-            self.manifest["resumed_from"] = str(checkpoint.path)
+        self.manifest.update(job.describe_start(cfg, checkpoint))
         self._last_saved = self.progress.window if is_same_job else -1
         self.pace = Pace()
         self._is_first_loss = checkpoint is None
@@ -149,7 +150,7 @@ class RunnerBase:
         """Files of the job folder and the trackers (rank 0)."""
         if not self.dist.is_main:
             return
-        write_atomically(self.job_dir / "config.yaml", dump_config(self.cfg))
+        write_atomically(self.job_dir / "config.yaml", self.config_text)
         self.manifest["earlier_starts"] = job.earlier_starts(self.job_dir)
         job.write_json(self.job_dir / "manifest.json", self.manifest)
         info = RunInfo(
@@ -286,7 +287,7 @@ class RunnerBase:
                 self.job_dir / "checkpoints",
                 progress.window,
                 weights=self.model.trainable_state(),
-                config_text=dump_config(self.cfg),
+                config_text=self.config_text,
                 manifest={**self.manifest, "iteration": iteration},
                 resume={"optimizer": optimizer_state(self.training.optimizer), "state": state},
                 keep_last=self.cfg.run.keep_last,
