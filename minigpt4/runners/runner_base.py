@@ -22,7 +22,7 @@ from minigpt4.common.logger import Pace, RunInfo, WindowRecord, build_trackers
 from minigpt4.common.optim import build_optimizer, find_schedule, load_optimizer_state, optimizer_state, schedule_plan
 from minigpt4.common.registry import registry
 from minigpt4.common.types import Batch
-from minigpt4.datasets.collate import WindowDataset
+from minigpt4.datasets.collate import WindowDataset, collate_padded
 from minigpt4.runners import job, overview, sanity
 from minigpt4.runners.parts import (
     build_datasets,
@@ -112,6 +112,8 @@ class RunnerBase:
             return 0
         is_complete = True
         raise_file_limit()
+        if self.dist.world_size > 2:
+            self.task.rehearse(self.training, self._rehearsal())
         with self.stop:
             self._start()
             batches = self._batches(first)
@@ -159,6 +161,12 @@ class RunnerBase:
         )  # fmt: skip
         for tracker in self.trackers:
             tracker.start(info)
+
+    def _rehearsal(self) -> Batch:
+        """The same batch at every start: the first record of the first data set that has pictures, if one has."""
+        samples = [dataset.sample(0, 0, self.cfg.run.seed) for dataset in self.datasets]
+        chosen = next((sample for sample in samples if sample.images), samples[0])
+        return collate_padded([chosen], self.model.encoder)
 
     def _batches(self, first: int) -> Generator[list[Batch], None, None]:
         """Windows from ``first`` to the end of the run; one iterator, so workers read ahead over epochs too."""

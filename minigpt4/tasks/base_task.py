@@ -125,6 +125,17 @@ class BaseTask(ABC):
         training.optimizer.zero_grad(set_to_none=True)
         return stats
 
+    def rehearse(self, training: Training, batch: Batch) -> None:
+        """One forward and backward before the first window, whose gradient is thrown away.
+
+        DDP orders its gradient buckets anew after its first backward, by when each gradient came. The sum of three and
+        more ranks' numbers depends in its last bit on their place in a bucket: without this, the first windows after a
+        resume would be summed in another order than those of a run that was not interrupted.
+        """
+        training.model.train()
+        torch.autograd.backward(self.loss(training.model, batch.to(training.dist.device)).loss_sum)
+        training.optimizer.zero_grad(set_to_none=True)
+
     @torch.no_grad()
     def validate(self, training: Training, batches: Iterable[Batch]) -> float:
         """Mean token loss of this rank's ``batches`` together with those of the other ranks, in eval mode."""
