@@ -13,6 +13,7 @@ from pathlib import Path
 TOOLS = {
     "ls": ("minigpt4.tools.listing", "list the names that a YAML file may use"),
     "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
+    "export": ("minigpt4.tools.export", "write a trained model for other programs, and check it"),
     "env": ("minigpt4.tools.environment", "print versions and hardware for a bug report"),
 }
 """Command -> module with a ``main(arguments)``, and its line in --help."""

@@ -1,0 +1,42 @@
+"""The chat's prompt format as plain values, for code that is not ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.common.registry import registry
+from minigpt4.common.types import IMAGE_PROMPT
+from minigpt4.conversation.templates import ChatTemplate
+
+if TYPE_CHECKING:
+    from minigpt4.chat.loading import Assistant
+
+
+def prompt_format(assistant: Assistant) -> dict[str, Any]:
+    """Style "training" (instruction template, end symbol) or "chat" (texts of a published chat)."""
+    template: ChatTemplate = registry.get("template", assistant.template)
+    encoder = assistant.model.encoder
+    if not template.is_training_format:
+        return {"style": "chat", **{key: getattr(template, key) for key in ("system", "user", "assistant", "sep")}}
+    before, after = encoder.prompt_template.split("{}") if encoder.prompt_template else ("", "")
+    return {"style": "training", "before": before, "after": after, "wrap": encoder.wrap, "end_sym": encoder.end_sym}
+
+
+def prompt_text(assistant: Assistant, question: str) -> str:
+    """The first question about an image as text; the ids of its parts are what the chat sends behind BOS."""
+    cleaned = assistant.question_processor(question)
+    template: ChatTemplate = registry.get("template", assistant.template)
+    if not template.is_training_format:
+        return template.render([], f"{IMAGE_PROMPT} {cleaned}")
+    shape = prompt_format(assistant)
+    turn = f"{IMAGE_PROMPT} {cleaned} "
+    return f"{shape['before']}{turn}{shape['after']}" if shape["wrap"] else turn
+
+
+def stop_texts(assistant: Assistant) -> list[str]:
+    """Texts that end an answer, besides the end token."""
+    template: ChatTemplate = registry.get("template", assistant.template)
+    encoder = assistant.model.encoder
+    is_end_token = encoder.tokenizer.encode(encoder.end_sym) == [encoder.tokenizer.eos_id]
+    spelled = [] if is_end_token or not encoder.end_sym else [encoder.end_sym]
+    return list(dict.fromkeys([*template.stop, *spelled]))
