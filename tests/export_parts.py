@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class Exports:
     def _checkpoint(self, case: str) -> Path:
         model = self.model(case)
         questions = "blip_caption" if case == V2 else "identity"
-        return write_checkpoint(self.root / case, model.cfg, model.trainable_state(), questions)
+        cfg = replace(model.cfg, model_type="pretrain_llama2") if case == LLAMA2 else model.cfg
+        return write_checkpoint(self.root / case, cfg, model.trainable_state(), questions)
 
     def _folder(self, case: str, target: str) -> Path:
         out = self.root / f"{case}_{target}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minigpt4.cli import main as minigpt4_main
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.export import adapter, blip2, hf, merged, run
+from minigpt4.export import blip2, hf, projection, run
 from minigpt4.export.output import check_destination
 from minigpt4.export.run import TARGETS, Wishes, export
 from minigpt4.export.source import Source, open_source
@@ -81,8 +81,8 @@ def test_a_target_that_cannot_hold_the_model_says_why_and_what_can(
 
 
 PLANTED: list[tuple[str, str, Any, str, str]] = [
-    (V2, "peft", adapter, "write_tensors", "llama_proj.weight"),
-    (V2, "merged", merged, "write_tensors", "llama_proj.bias"),
+    (V2, "peft", projection, "write_tensors", "llama_proj.weight"),
+    (V2, "merged", projection, "write_tensors", "llama_proj.bias"),
     (V2, "hf", hf, "write_shards", "language_model.model.layers.1.self_attn.v_proj.weight"),
     (VICUNA, "hf", hf, "write_shards", "vision_tower.encoder.layers.0.self_attn.qkv.bias"),
     (VICUNA, "hf", hf, "write_shards", "query_tokens"),
@@ -190,9 +190,9 @@ def test_force_leaves_the_old_export_until_the_new_one_is_checked(
     out = tmp_path / "out"
     export(exports.source(V2), TARGETS["peft"], Wishes(out))
     before = (out / "export.json").read_text()
-    write = adapter.write_tensors
+    write = projection.write_tensors
     with monkeypatch.context() as patch:
-        patch.setattr(adapter, "write_tensors", lambda p, t: write(p, {k: v + 1 for k, v in t.items()}))
+        patch.setattr(projection, "write_tensors", lambda p, t: write(p, {k: v + 1 for k, v in t.items()}))
         with pytest.raises(CheckpointError):
             export(exports.source(V2), TARGETS["peft"], Wishes(out, force=True))
     assert (out / "export.json").read_text() == before
@@ -233,10 +233,10 @@ def test_a_peft_folder_loads_onto_the_base_and_gives_the_trained_logits(exports:
         torch.testing.assert_close(model(input_ids=ids).logits, ours, atol=1e-5, rtol=0)
         with model.disable_adapter():
             assert (model(input_ids=ids).logits - ours).abs().max() > 1e-3
-    projection = load_file(folder / "projection.safetensors")
+    written = load_file(folder / "projection.safetensors")
     trained = exports.model(V2).trainable_state()
-    assert projection.keys() == {"llama_proj.weight", "llama_proj.bias"}
-    assert all(torch.equal(value, trained[name]) for name, value in projection.items())
+    assert written.keys() == {"llama_proj.weight", "llama_proj.bias"}
+    assert all(torch.equal(value, trained[name]) for name, value in written.items())
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "llama_base"
 
 
@@ -245,6 +245,18 @@ def test_a_vision_tower_that_no_other_file_holds_is_exported_too(exports: Export
     vision = load_file(exports.folder(VICUNA, "merged") / "vision.safetensors")
     assert {name for name in trained if not name.startswith("llama_proj.")} == set(vision)
     assert all(torch.equal(value, trained[name]) for name, value in vision.items())
+
+
+def test_a_wrong_vision_tensor_beside_a_language_model_is_found(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, name = projection.write_tensors, "visual_encoder.pos_embed"
+    monkeypatch.setattr(
+        projection, "write_tensors", lambda p, t: write(p, perturbed(dict(t), name) if name in t else t)
+    )
+    with pytest.raises(CheckpointError, match=r"vision\.safetensors: visual_encoder\.pos_embed does not come back"):
+        export(exports.source(V2), TARGETS["merged"], Wishes(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_merged_folder_is_the_language_model_with_lora_in_its_matrices(exports: Exports) -> None:

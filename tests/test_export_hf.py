@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +25,10 @@ from minigpt4.chat.session import ChatSession
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import ProcessorConfig
-from minigpt4.common.types import IMAGE_TOKEN, Turn
+from minigpt4.common.types import IMAGE_TOKEN
 from minigpt4.export import hf
 from minigpt4.export.example import draw_image
+from minigpt4.export.prompt import prompt_format
 from minigpt4.export.run import TARGETS, Wishes, export
 from minigpt4.export.source import open_source
 from minigpt4.export.tokenizer_files import check_tokenizer, export_tokenizer
@@ -36,6 +39,7 @@ from tests.export_parts import LLAMA2, V2, VICUNA, Exports, write_checkpoint
 from tests.golden_cases import LLAMA, load_case
 
 CASES = [VICUNA, LLAMA2, V2]
+SHORT = GenerateOptions(max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +83,26 @@ def test_a_conversation_gets_the_ids_of_the_chat(exports: Exports, loaded: Any, 
     processor, _ = loaded(case)
     session, image = session_of(exports, case), draw_image(1)
     session.set_image(image)
-    turn, first = session._prompt("Is this (he) HAPPY?  Why...")
+    turn, first = session._fitting_prompt("Is this (he) HAPPY?  Why...", SHORT)
     conversation = [message("Is this (he) HAPPY?  Why...", image)]
     assert ids_of(processor, conversation) == first.ids
-    session.history, session._has_new_image = [Turn(turn, "No, he is sad.")], False
-    conversation += [{"role": "assistant", "content": "No, he is sad."}, message("Are you sure?")]
-    assert ids_of(processor, conversation) == session._prompt("Are you sure?")[1].ids
+    session._remember(turn, "No, <ImageHere>he is sad.")
+    conversation += [{"role": "assistant", "content": "No, <ImageHere>he is sad."}, message("Are you sure?")]
+    assert ids_of(processor, conversation) == session._fitting_prompt("Are you sure?", SHORT)[1].ids
     session.reset()
-    assert ids_of(processor, [{"role": "user", "content": "Hello!"}]) == session._prompt("Hello!")[1].ids
+    assert ids_of(processor, [message("Hello!")]) == session._fitting_prompt("Hello!", SHORT)[1].ids
+    session.add_image(image)
+    session.add_image(image)
+    two = {"role": "user", "content": [*message("Same?", image)["content"][:1], *message("Same?", image)["content"]]}
+    assert ids_of(processor, [two]) == session._fitting_prompt("Same?", SHORT)[1].ids
+
+
+def test_the_published_format_of_minigpt_v2_is_exported_when_it_is_chosen(exports: Exports, loaded: Any) -> None:
+    assistant = replace(exports.assistant(V2), template="minigpt_v2_legacy")
+    processor = copy.copy(loaded(V2)[0])
+    processor.prompt_format = prompt_format(assistant)
+    ids = ids_of(processor, [message("Who?", draw_image(0))])
+    assert ids == ChatSession.first_prompt(assistant, "Who?").ids and ids[:2] == [1, 1]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,7 +122,7 @@ def test_answers_are_those_of_the_chat_also_in_a_batch(exports: Exports, loaded:
     expected = []
     for question in questions:
         session.set_image(image)
-        expected.append(session.ask(question, GenerateOptions(max_new_tokens=8)))
+        expected.append(session.ask(question, SHORT))
     inputs = processor.apply_chat_template(
         [[message(question, image)] for question in questions], tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -114,8 +130,8 @@ def test_answers_are_those_of_the_chat_also_in_a_batch(exports: Exports, loaded:
     stop = {"stop_strings": processor.stop or None, "tokenizer": processor.tokenizer}
     answers = model.generate(**inputs, max_new_tokens=8, **stop).tolist()
     # Untrained models say bytes that are no text, which tokenizers spell in different ways: ours spells both here.
-    spelled = [session.assistant.model.encoder.tokenizer.decode(row) for row in answers]
-    assert [clean_answer(text, processor.stop) for text in spelled] == expected
+    texts = [session.assistant.model.encoder.tokenizer.decode(row) for row in answers]
+    assert [clean_answer(text, processor.stop) for text in texts] == expected
 
 
 def test_the_exported_cleaning_of_questions_is_ours(loaded: Any) -> None:
@@ -141,6 +157,8 @@ def test_rendered_text_is_taken_as_it_is_and_images_are_counted(exports: Exports
             model.generate(input_ids=inputs["input_ids"])
     with pytest.raises(ValueError, match="the text holds 2 x <ImageHere>, 1 images are given"):
         processor(text=text, images=draw_image(0))
+    with pytest.raises(ValueError, match="a question must not hold <ImageHere>"):
+        processor.apply_chat_template([message("<ImageHere>?")])
     with pytest.raises(ValueError, match="the last message must be the user's"):
         processor.apply_chat_template([{"role": "assistant", "content": "Yes."}])
 
@@ -189,23 +207,31 @@ def test_the_exported_code_imports_torch_and_transformers_alone() -> None:
             assert {name.split(".")[0] for name in names} <= known, file.name
 
 
-def program_of(folder: Path) -> str:
-    """The program in the README of an export, for a short answer."""
+def program_of(folder: Path, ids: str) -> str:
+    """The program in the README of an export, for a short answer; its last line is the ids of the answer."""
     program = max(re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S), key=len)
-    return program.replace("path/to/this/folder", str(folder)).replace("max_new_tokens=100", "max_new_tokens=8")
+    program = program.replace("path/to/this/folder", str(folder)).replace("max_new_tokens=100", "max_new_tokens=8")
+    return f"{program}print({ids}.tolist())\n"
+
+
+def spelled(exports: Exports, case: str, shown: str) -> str:
+    """The answer that ids spell, by our tokenizer: bytes that are no text have no common spelling."""
+    ids = json.loads(shown.strip().splitlines()[-1])
+    return clean_answer(exports.model(case).encoder.tokenizer.decode(ids), exports.assistant(case).stopping(SHORT).stop)
 
 
 def answer_of(exports: Exports, case: str, image: Path, question: str) -> str:
     session = session_of(exports, case)
     session.set_image(Image.open(image))
-    return session.ask(question, GenerateOptions(max_new_tokens=8))
+    return session.ask(question, SHORT)
 
 
 @pytest.mark.slow  # another interpreter that imports torch and transformers
 def test_the_folder_answers_without_this_repository(exports: Exports, tmp_path: Path) -> None:
     draw_image(5).save(tmp_path / "face.png")
-    shown = run_alone(program_of(exports.folder(LLAMA2, "hf")), tmp_path).removesuffix("\n")
-    assert shown == answer_of(exports, LLAMA2, tmp_path / "face.png", "What does the face express?") != ""
+    shown = run_alone(program_of(exports.folder(LLAMA2, "hf"), "ids[0]"), tmp_path)
+    answer = answer_of(exports, LLAMA2, tmp_path / "face.png", "What does the face express?")
+    assert spelled(exports, LLAMA2, shown) == answer != ""
 
 
 def test_the_readme_of_a_blip2_folder_puts_the_image_in_its_place(
@@ -215,15 +241,25 @@ def test_the_readme_of_a_blip2_folder_puts_the_image_in_its_place(
     monkeypatch.chdir(tmp_path)
     folder = exports.folder(VICUNA, "blip2")
     capsys.readouterr()
-    exec(compile(program_of(folder), "README.md", "exec"), {})
+    exec(compile(program_of(folder, "answer"), "README.md", "exec"), {})
+    shown = capsys.readouterr().out
     answer = answer_of(exports, VICUNA, tmp_path / "face.png", "Is there a person in the picture?")
-    assert capsys.readouterr().out.split("###")[0].strip() == answer != ""
+    assert spelled(exports, VICUNA, shown) == answer != ""
 
 
-def test_no_copy_of_the_code_stays_in_the_user_s_cache(exports: Exports) -> None:
-    exports.folder(V2, "hf")
+@pytest.mark.parametrize("name", ["my-model.v2", "2026_faces"])
+def test_no_copy_of_the_code_stays_in_the_user_s_cache(exports: Exports, tmp_path: Path, name: str) -> None:
+    export(exports.source(V2), TARGETS["hf"], Wishes(tmp_path / name))
     modules = Path(HF_MODULES_CACHE) / "transformers_modules"
     assert not list(modules.glob(f"*_dot_writing_hyphen_{os.getpid()}"))
+
+
+def test_the_exported_code_is_part_of_the_package() -> None:
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["minigpt4"]
+    package = hf.REMOTE.parents[1]
+    shipped = {file for pattern in patterns for file in package.glob(pattern)}
+    assert len(list(hf.REMOTE.glob("*.py"))) == 2 and set(hf.REMOTE.glob("*.py")) <= shipped
 
 
 def test_a_processor_with_other_ids_or_pixels_is_found(
@@ -285,7 +321,7 @@ def test_another_tower_and_another_language_model_are_exported(tmp_path: Path, t
         llama_model=str(tmp_path / "qwen"),
         lora_r=2,
         lora_target_modules=["q_proj", "up_proj"],
-        end_sym="<|im_end|>",
+        end_sym="<|endoftext|>",  # one id, but not the tokenizer's end of sequence
         chat_template=True,
     )
     model = registry.get("model", "minigpt_v2").from_config(cfg, torch.device("cpu"), torch.float32)
@@ -293,6 +329,7 @@ def test_another_tower_and_another_language_model_are_exported(tmp_path: Path, t
     source = open_source(str(checkpoint), None)
     export(source, TARGETS["hf"], Wishes(tmp_path / "hf"))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == [1, 0]
     assert config["dtype"] == "bfloat16" and config["timm_config"]["name"] == tower
     if side == 64:
         export(source, TARGETS["merged"], Wishes(tmp_path / "merged", dtype="float32"))

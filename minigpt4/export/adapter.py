@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.export.output import write_json, write_tensors
+from minigpt4.export.output import write_json
 from minigpt4.export.parts import other_tensors, refuse_other_projection
-from minigpt4.export.projection import PROJECTION_FILE, VISION_FILE, outputs_with_projection, projection_usage
+from minigpt4.export.projection import outputs_with_projection, projection_usage, write_beside
 from minigpt4.export.reading import library
 from minigpt4.export.source import Source
 from minigpt4.export.target import Facts, Target, base_name
@@ -49,10 +49,7 @@ class Adapter(Target):
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = base_name(source)
         write_json(folder / "adapter_config.json", settings)
-        write_tensors(folder / PROJECTION_FILE, {f"llama_proj.{n}": p for n, p in projection.named_parameters()})
-        others = other_tensors(model)
-        if others:
-            write_tensors(folder / VISION_FILE, others)
+        write_beside(folder, projection, other_tensors(model))
 
     def reload(self, source: Source, folder: Path, example: Example) -> Outputs:
         """The language model from its own folder, the adapter by peft, the projection from its file."""

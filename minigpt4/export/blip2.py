@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minigpt4.common.errors import CheckpointError, ConfigError
-from minigpt4.common.types import IMAGE_TOKEN
+from minigpt4.common.types import IMAGE_TAG, IMAGE_TOKEN
 from minigpt4.export.example import Example, Outputs, greedy
 from minigpt4.export.hf import plain
 from minigpt4.export.merged import generation_config
@@ -70,7 +70,7 @@ class Blip2(Target):
         tokenizer = export_tokenizer(source.model.llama_model, model.encoder.tokenizer)
         image_token_id = free_id(tokenizer, len(causal_lm(llm).get_input_embeddings().weight), source)
         tokenizer.save_pretrained(str(folder))
-        generation_config(model.encoder.tokenizer).save_pretrained(str(folder))
+        generation_config(assistant).save_pretrained(str(folder))
         write_json(folder / "config.json", blip2_config(assistant, dtype, image_token_id))
         write_json(folder / "preprocessor_config.json", image_config(assistant))
 
@@ -95,7 +95,9 @@ class Blip2(Target):
 
     def usage(self, source: Source, facts: Facts) -> str:
         """How the prompt is put together: Blip2Processor would put the image in front of everything."""
-        before, after = facts.prompt.split("<ImageHere>")
+        before, after = facts.prompt.split(IMAGE_TAG)
+        stop = f"    stop_strings={list(facts.stop)!r},\n    tokenizer=tokenizer,\n" if facts.stop else ""
+        cut = "".join(f".split({text!r})[0]" for text in facts.stop)
         return f"""\
 Do not use `Blip2Processor` for the text: it puts the image in front of the prompt, even before BOS. The image belongs
 where training had it:
@@ -126,8 +128,8 @@ answer = model.generate(
     input_ids=input_ids,
     attention_mask=torch.ones_like(input_ids),
     max_new_tokens=100,
-)[0, input_ids.shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))
+{stop})[0, input_ids.shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True){cut}.strip())
 ```
 
 The image token is a row of the vocabulary that ordinary text never uses; do not write it into a question."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minigpt4.chat.session import ChatSession, open_image
 from minigpt4.common.errors import CheckpointError
+from minigpt4.export.reading import library
 from minigpt4.models.llm import causal_lm
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def outputs_of_model(model: GenerationMixin, example: Example, with_vision: bool
 
 @torch.no_grad()
 def outputs_of_lm(llm: Any, embeddings: Tensor, end: int) -> Outputs:
-    """What a causal LM of transformers answers to a prompt of embeddings [1, T, D]."""
+    """What a causal LM answers to a prompt of embeddings [1, T, D]; advice of its folder is left out, as in chat."""
+    llm.generation_config = library().GenerationConfig()
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
     logits = llm(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).logits[0]
     ids = llm.generate(inputs_embeds=embeddings, attention_mask=mask, **greedy(end))[0]

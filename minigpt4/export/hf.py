@@ -28,7 +28,7 @@ from minigpt4.export.parts import (
     refuse_unknown_arch,
     whole_state,
 )
-from minigpt4.export.prompt import prompt_format, stop_texts
+from minigpt4.export.prompt import endings, prompt_format
 from minigpt4.export.reading import read_model, read_processor
 from minigpt4.export.source import Source
 from minigpt4.export.target import Facts, Target
@@ -68,7 +68,7 @@ class HuggingFace(Target):
         tokenizer = export_tokenizer(source.model.llama_model, model.encoder.tokenizer)
         image_token_id = add_image_token(tokenizer)
         tokenizer.save_pretrained(str(folder))
-        generation_config(model.encoder.tokenizer).save_pretrained(str(folder))
+        generation_config(assistant).save_pretrained(str(folder))
         write_json(folder / "config.json", model_config(assistant, dtype, image_token_id))
         write_json(folder / "processor_config.json", processor_config(source, assistant, image_token_id))
         for name in (MODELING, PROCESSING):
@@ -160,6 +160,7 @@ def processor_config(source: Source, assistant: Assistant, image_token_id: int) 
     """``processor_config.json``: the prompt format of the chat and the pixels of training."""
     model = assistant.model
     encoder, tokenizer = model.encoder, model.encoder.tokenizer
+    stop, end_ids = endings(assistant)
     return {
         "processor_class": "MiniGptProcessor",
         "auto_map": {"AutoProcessor": f"{PROCESSING}.MiniGptProcessor"},
@@ -169,11 +170,11 @@ def processor_config(source: Source, assistant: Assistant, image_token_id: int) 
         "num_image_tokens": encoder.num_image_tokens,
         "image_token_id": image_token_id,
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "end_token_ids": end_ids,
         "pad_token_id": tokenizer.pad_id,
         "prompt_format": prompt_format(assistant),
         "question_text": source.question_processor,
-        "stop": stop_texts(assistant),
+        "stop": stop,
     }
 
 
@@ -189,7 +190,8 @@ def check_inputs(inputs: dict[str, Tensor], example: Example, image_token_id: in
 def forget_remote_code(folder: Path) -> None:
     """Remove the copy of the folder's code that transformers keeps in the user's cache, under the draft's name."""
     cache = Path(importlib.import_module("transformers.utils").HF_MODULES_CACHE) / "transformers_modules"
-    name = folder.name.replace(".", "_dot_").replace("-", "_hyphen_")
+    name = folder.name.replace(".", "_dot_").replace("-", "_hyphen_")  # as transformers makes it a module
+    name = f"_{name}" if name[0].isdigit() else name
     shutil.rmtree(cache / name, ignore_errors=True)
     for module in [module for module in sys.modules if f".{name}." in module]:
         del sys.modules[module]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minigpt4.export.output import write_tensors
 from minigpt4.export.parts import base_config, cast, merge_lora, other_tensors, refuse_other_projection
-from minigpt4.export.projection import PROJECTION_FILE, VISION_FILE, outputs_with_projection, projection_usage
+from minigpt4.export.projection import outputs_with_projection, projection_usage, write_beside
+from minigpt4.export.prompt import endings
 from minigpt4.export.reading import library, read_model, read_processor
 from minigpt4.export.source import Source
 from minigpt4.export.target import Facts, Target
@@ -18,7 +18,6 @@ from minigpt4.export.tokenizer_files import check_tokenizer, export_tokenizer
 
 if TYPE_CHECKING:
     from minigpt4.chat.loading import Assistant
-    from minigpt4.conversation.tokenizer import Tokenizer
     from minigpt4.export.example import Example, Outputs
 
 
@@ -35,11 +34,11 @@ class Merged(Target):
         """``tokenizer.model`` is copied too: with it the folder is a ``llama_model`` of this repository."""
         model = assistant.model
         projection = refuse_other_projection(model)
-        others = other_tensors(model)
+        vision = other_tensors(model)
         llm = merge_lora(model)
         cast(llm, dtype)
         cast(projection, dtype)
-        llm.generation_config = generation_config(model.encoder.tokenizer)
+        llm.generation_config = generation_config(assistant)
         llm.save_pretrained(str(folder), max_shard_size="5GB")
         config = base_config(source.model)  # ours has training's settings in it
         config.dtype = dtype
@@ -49,9 +48,7 @@ class Merged(Target):
         sentencepiece = Path(source.model.llama_model) / "tokenizer.model"
         if sentencepiece.is_file():
             shutil.copyfile(sentencepiece, folder / sentencepiece.name)
-        write_tensors(folder / PROJECTION_FILE, {f"llama_proj.{n}": p for n, p in projection.named_parameters()})
-        if others:
-            write_tensors(folder / VISION_FILE, others)
+        write_beside(folder, projection, vision)
 
     def reload(self, source: Source, folder: Path, example: Example) -> Outputs:
         """By AutoModelForCausalLM and AutoTokenizer; no tensor may be missing or left over."""
@@ -76,11 +73,12 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 {projection_usage(source, facts)}"""
 
 
-def generation_config(tokenizer: Tokenizer) -> Any:
-    """Greedy answers of at most 300 tokens, as the chat gives them."""
+def generation_config(assistant: Assistant) -> Any:
+    """Greedy answers of at most 300 tokens, as the chat gives them; without advice of the language model's folder."""
+    tokenizer, (_, end_ids) = assistant.model.encoder.tokenizer, endings(assistant)
     return library().GenerationConfig(
         bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
+        eos_token_id=end_ids if len(end_ids) > 1 else end_ids[0],
         pad_token_id=tokenizer.pad_id,
         do_sample=False,
         max_new_tokens=300,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.common.registry import registry
 from minigpt4.common.types import IMAGE_PROMPT
 from minigpt4.conversation.templates import ChatTemplate
+from minigpt4.models.generation import GenerateOptions
 
 if TYPE_CHECKING:
     from minigpt4.chat.loading import Assistant
@@ -33,10 +34,7 @@ def prompt_text(assistant: Assistant, question: str) -> str:
     return f"{shape['before']}{turn}{shape['after']}" if shape["wrap"] else turn
 
 
-def stop_texts(assistant: Assistant) -> list[str]:
-    """Texts that end an answer, besides the end token."""
-    template: ChatTemplate = registry.get("template", assistant.template)
-    encoder = assistant.model.encoder
-    is_end_token = encoder.tokenizer.encode(encoder.end_sym) == [encoder.tokenizer.eos_id]
-    spelled = [] if is_end_token or not encoder.end_sym else [encoder.end_sym]
-    return list(dict.fromkeys([*template.stop, *spelled]))
+def endings(assistant: Assistant) -> tuple[list[str], list[int]]:
+    """Texts that end an answer, and ids that do: the end token, and an end symbol of one id."""
+    options = assistant.stopping(GenerateOptions())
+    return list(options.stop), list(dict.fromkeys([assistant.model.encoder.tokenizer.eos_id, *options.stop_ids]))

@@ -57,8 +57,8 @@ class Pth(Target):
     def usage(self, source: Source, facts: Facts) -> str:
         """In this repository and in code that reads MiniGPT-4's files."""
         return f"""\
-`{file_name(source)}` holds the trained tensors under the names of MiniGPT-4 and the configuration of the run.
-Its optimiser state is empty: start from it, do not resume from it.
+`{file_name(source)}` holds the trained tensors under the names of MiniGPT-4 and the configuration of the run, with
+the paths of the machine it ran on. Its optimiser state is empty: start from it, do not resume from it.
 
 In a YAML of this repository, or of code that reads MiniGPT-4's files:
 

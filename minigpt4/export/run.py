@@ -22,7 +22,7 @@ from minigpt4.export.hf import HuggingFace
 from minigpt4.export.merged import Merged
 from minigpt4.export.output import MARKER, check_destination, draft_of, publish, size_of, write_json
 from minigpt4.export.parts import cast, dtype_name, other_tensors, stored_dtype
-from minigpt4.export.prompt import prompt_text
+from minigpt4.export.prompt import endings, prompt_text
 from minigpt4.export.pth import Pth
 from minigpt4.export.source import Source
 from minigpt4.export.target import Facts, Target
@@ -135,6 +135,7 @@ def _facts(assistant: Assistant, example: Example, dtype: torch.dtype) -> Facts:
         dtype=dtype,
         prompt=text,
         has_bos=has_bos,
+        stop=tuple(endings(assistant)[0]),
         trained=trained,
         has_other_tensors=bool(other_tensors(model)),
     )

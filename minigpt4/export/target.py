@@ -25,6 +25,7 @@ class Facts:
     dtype: torch.dtype
     prompt: str
     has_bos: bool
+    stop: tuple[str, ...]
     trained: dict[str, int]
     has_other_tensors: bool
 
@@ -37,7 +38,6 @@ class Target(ABC):
     """Whether the language model is written, in the dtype that was asked for."""
     has_vision = False
     """Whether the files hold the vision tower; without it the check starts at its features."""
-
     hint = ""
     """Added to the error of a check that failed."""
 

@@ -31,7 +31,8 @@ class MiniGptProcessor(ProcessorMixin):
     prompt_format   {"style": "training", "before", "after", "wrap", "end_sym"}: instruction template and end symbol;
                     {"style": "chat", "system", "user", "assistant", "sep"}: text of a published chat.
     question_text   how questions are cleaned: "identity" or "blip_caption" (lower case, some punctuation to spaces).
-    stop            texts that end an answer besides the end token.
+    end_token_ids   ids that end an answer.
+    stop            texts that end an answer besides them.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class MiniGptProcessor(ProcessorMixin):
         num_image_tokens: int = 1,
         image_token_id: int = -1,
         bos_token_id: int | None = None,
-        eos_token_id: int = 2,
+        end_token_ids: Sequence[int] = (2,),
         pad_token_id: int = 0,
         prompt_format: Mapping[str, Any] | None = None,
         question_text: str = "identity",
@@ -53,7 +54,8 @@ class MiniGptProcessor(ProcessorMixin):
         self.image_size = image_size
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.num_image_tokens, self.image_token_id = num_image_tokens, image_token_id
-        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
+        self.bos_token_id, self.pad_token_id = bos_token_id, pad_token_id
+        self.end_token_ids = list(end_token_ids)
         self.prompt_format = dict(prompt_format or {"style": "training", "before": "", "after": "", "wrap": False})
         self.question_text = question_text
         self.stop = list(stop)
@@ -123,8 +125,8 @@ class MiniGptProcessor(ProcessorMixin):
         return [self._answer(row) for row in torch.as_tensor(generated_outputs).tolist()]
 
     def _answer(self, ids: list[int]) -> str:
-        ids = ids[: ids.index(self.eos_token_id)] if self.eos_token_id in ids else ids
-        kept = [i for i in ids if i != self.image_token_id]
+        end = next((place for place, i in enumerate(ids) if i in self.end_token_ids), len(ids))
+        kept = [i for i in ids[:end] if i != self.image_token_id]
         text = str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         for marker in self.stop:
             text = text.split(marker)[0]
@@ -154,7 +156,7 @@ class MiniGptProcessor(ProcessorMixin):
             if message["role"] == "user":
                 parts.append((True, self._wrapped(self._user_text(message) + " ", is_conversation)))
             elif message["role"] == "assistant":
-                parts.append((False, _text_of(message) + self.prompt_format.get("end_sym", "")))
+                parts.append((False, _answer_of(message) + self.prompt_format.get("end_sym", "")))
             else:
                 raise ValueError(f"unknown role '{message['role']}'; known: user, assistant")
         return parts
@@ -170,13 +172,18 @@ class MiniGptProcessor(ProcessorMixin):
             if message["role"] == "user":
                 text += shape["user"] + self._user_text(message) + shape["sep"] + shape["assistant"]
             elif message["role"] == "assistant":
-                text += _text_of(message) + shape["sep"]
+                text += _answer_of(message) + shape["sep"]
             else:
                 raise ValueError(f"unknown role '{message['role']}'; known: user, assistant")
         return text
 
     def _user_text(self, message: Message) -> str:
-        return f"{IMAGE_PROMPT} " * len(_images_of(message)) + self.clean(_text_of(message))
+        question = _text_of(message)
+        if IMAGE_TAG in question:
+            raise ValueError(
+                f"a question must not hold {IMAGE_TAG}, which stands for a picture; give the picture instead"
+            )
+        return f"{IMAGE_PROMPT} " * len(_images_of(message)) + self.clean(question)
 
     def clean(self, question: str) -> str:
         """A question in the form of training."""
@@ -233,6 +240,10 @@ def _images_of(message: Message) -> list[Any]:
     items = [] if isinstance(content, str) else [item for item in content if item["type"] == "image"]
     names = ("image", "path", "url")
     return [next(item[name] for name in names if item.get(name) is not None) for item in items]
+
+
+def _answer_of(message: Message) -> str:
+    return _text_of(message).replace(IMAGE_TAG, "")  # only a question shows a picture
 
 
 def _text_of(message: Message) -> str:
