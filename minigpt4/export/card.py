@@ -22,7 +22,7 @@ For research on vision-language models, and for descriptions of pictures that a 
   Measure them by group on data like yours before you rely on an answer.
 - Not for decisions about persons: hiring, grading, credit, insurance, policing, border control, health.
 - Laws forbid or restrict the inference of emotions from faces in places, among them work and education in the European
-  Union (AI Act), and biometric data is protected in many countries. Whether your use is allowed is yours to check.
+  Union, and biometric data is protected in many countries. Whether your use is allowed is yours to check.
 """
 _LICENCES = """\
 ## Licences
