@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,8 @@ class LetterTokenizer:
     eos_id = 2
     pad_id = 0
     vocab_size = 128
+    end_ids = (2,)
+    special: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return [min(ord(letter), 127) for letter in text]
@@ -66,6 +69,7 @@ class TinyModel(nn.Module):
     image_std = (0.5, 0.5, 0.5)
     attends_by_sample = False
     load_reports: ClassVar[list[Any]] = []
+    keeps_samples_apart = True
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.types import Batch, Encoded
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.generation import GenerateOptions, clean_answer
-from minigpt4.models.losses import token_losses
+from minigpt4.models.losses import LogitShape, token_losses
 from minigpt4.models.weights import read_state
 from tests.golden_cases import build_model, encode, images_of, load_case, packed, padded
 
@@ -171,16 +171,18 @@ def test_a_lora_target_in_no_layer_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_the_chunked_loss_equals_the_ordinary_one(chunk: int) -> None:
+@pytest.mark.parametrize("shape", [LogitShape(), LogitShape(scale=0.25), LogitShape(cap=1.5), LogitShape(2.0, 1.5)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chunked_loss_equals_the_ordinary_one(chunk: int, shape: LogitShape, bias: bool) -> None:
     torch.manual_seed(0)
-    head = torch.nn.Linear(16, 50, bias=False)
+    head = torch.nn.Linear(16, 50, bias=bias)
     hidden, targets = torch.randn(23, 16), torch.randint(0, 50, (23,))
     weights = torch.rand(23)
     results = []
     for trains in (False, True):  # a frozen head takes the chunked path
-        head.weight.requires_grad_(trains)
+        head.requires_grad_(trains)
         h = hidden.clone().requires_grad_()
-        losses = token_losses(h, head, targets, chunk)
+        losses = token_losses(h, head, targets, chunk, shape)
         (losses * weights).sum().backward()
         results.append((losses.detach(), h.grad))
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)

@@ -14,7 +14,7 @@ from minigpt4.common.checkpoint import Checkpoint, read_checkpoint
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
-from minigpt4.common.schema import ModelConfig, ProcessorConfig
+from minigpt4.common.schema import TOKENIZER_TEMPLATE, ModelConfig, ProcessorConfig
 from minigpt4.models.generation import GenerateOptions, GenerationMixin
 from minigpt4.models.load_report import check_lora_settings
 from minigpt4.models.weights import read_weights
@@ -81,6 +81,8 @@ def load_assistant(
     if archs and model_cfg.arch not in archs:
         raise ConfigError(f"{source}: model.arch is '{model_cfg.arch}', this program talks to: {', '.join(archs)}")
     template = template_name(model_cfg.model_type, model_cfg.chat_format)
+    if model_cfg.prompt_template == TOKENIZER_TEMPLATE:
+        template = "training"  # published formats are for published models
     if checkpoint is None and model_cfg.ckpt and Path(model_cfg.ckpt).is_dir():
         checkpoint = read_checkpoint(model_cfg.ckpt)
     model = _build(model_cfg, checkpoint, device or choose_device())

@@ -7,6 +7,11 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError
 
+TOKENIZER_TEMPLATE = "tokenizer"
+"""``prompt_template`` that stands for the chat template of the tokenizer."""
+AUTO_END = "auto"
+"""``end_sym`` that stands for whatever ends an answer in the template, or else for the end token."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -22,6 +27,7 @@ class ModelConfig:
     drop_path_rate: float = 0.0  # stochastic depth of the vision tower
     use_grad_checkpoint: bool = False  # vision blocks are recomputed in the backward pass: less memory, more time
     freeze_vit: bool = True  # False trains the vision tower too
+    vision_tokens_per_position: int = 4  # neighbouring patches side by side in one position; without a Q-Former
     llama_model: str = ""  # Hugging Face directory or id of the language model and its tokenizer
     llama_weights: str = ""  # "" = those of llama_model; "random" = its config.json alone, for tests and measurements
     low_resource: bool = False  # int8 weights by bitsandbytes
@@ -29,26 +35,32 @@ class ModelConfig:
     lora_r: int = 0  # rank of LoRA; 0 turns it off
     lora_alpha: int = 16  # LoRA's output is scaled by lora_alpha / lora_r
     lora_dropout: float = 0.05  # dropout in front of LoRA
-    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # linear layers that get LoRA
+    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # layers, or [all-linear]
     use_grad_checkpoint_llm: bool = False  # the language model's layers are recomputed likewise
     freeze_llm: bool = True  # False trains the whole language model
     prompt_path: str = ""  # one prompt per line; lines without <ImageHere> are ignored
-    prompt_template: str = ""  # text around an instruction; {} is the instruction
-    chat_template: bool = False  # wrap instructions in prompt_template while training
+    prompt_template: str = ""  # text around an instruction, {} is the instruction; tokenizer = its own chat template
+    chat_template: bool = False  # wrap instructions in prompt_template while training; tokenizer always does
     max_txt_len: int = 160  # cap of the answer part, in tokens
     max_context_len: int = 3800  # cap of the prompt part, in positions
-    end_sym: str = "\n"  # text after every answer; training teaches it, chat stops at it
+    end_sym: str = "\n"  # text after every answer; training teaches it, chat stops at it; auto = the template's, or eos
     chat_format: str = "auto"  # how chat writes a conversation: auto (by model_type), or a registered template
     cache_vision: str = "off"  # frozen vision features kept for reuse; off in this version
     ckpt: str = ""  # initial weights (alias: init_from)
 
     def __post_init__(self) -> None:
-        if self.image_size <= 0:
-            raise ConfigError(f"image_size must be > 0, got {self.image_size}")
+        for key in ("image_size", "vision_tokens_per_position"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key} must be > 0, got {getattr(self, key)}")
         if self.lora_r < 0:
             raise ConfigError(f"lora_r must be >= 0 (0 turns LoRA off), got {self.lora_r}")
-        if self.prompt_template and self.prompt_template.count("{}") != 1:
-            raise ConfigError(f"prompt_template must hold '{{}}' once, got '{self.prompt_template}'")
+        if self.prompt_template == TOKENIZER_TEMPLATE:
+            if self.end_sym == "\n":
+                raise ConfigError("prompt_template tokenizer goes with end_sym auto: the end its chat template writes")
+        elif self.prompt_template and self.prompt_template.count("{}") != 1:
+            raise ConfigError(
+                f"prompt_template must hold '{{}}' once, or be '{TOKENIZER_TEMPLATE}'; got '{self.prompt_template}'"
+            )
         if self.low_resource and self.load_in_4bit:
             raise ConfigError("low_resource (int8) and load_in_4bit exclude each other")
         if self.max_txt_len < 1 or self.max_context_len < 1:
@@ -61,6 +73,11 @@ class ModelConfig:
             raise ConfigError(f"vit_precision must be one of auto, fp16, bf16, fp32; got '{self.vit_precision}'")
         if self.cache_vision != "off":
             raise ConfigError(f"cache_vision must be off in this version, got '{self.cache_vision}'")
+
+    @property
+    def wraps_prompts(self) -> bool:
+        """Whether the encoder puts single instructions into the template."""
+        return self.chat_template or self.prompt_template == TOKENIZER_TEMPLATE
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,17 @@ BOS, prompt, answer + end symbol. Each text segment between images is tokenised 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.schema import AUTO_END, TOKENIZER_TEMPLATE, ModelConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TAG, IMAGE_TOKEN, Encoded, Turn
-from minigpt4.conversation.tokenizer import Tokenizer
+from minigpt4.conversation.chat_template import TurnFormat, conversation, read_turn_format
+from minigpt4.conversation.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Encoder:
     end_sym           text appended to every answer.
     max_txt_len       cap of the answer part (everything after the first prompt), in tokens.
     max_context_len   cap of the first prompt when it holds an image, in positions, BOS not counted.
+    turn_format       the tokenizer's own text around turns, in place of prompt_template; it writes BOS itself.
     """
 
     tokenizer: Tokenizer
@@ -33,18 +39,46 @@ class Encoder:
     end_sym: str = "\n"
     max_txt_len: int = 160
     max_context_len: int = 3800
+    turn_format: TurnFormat | None = None
 
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        """Texts that end an answer besides the end token: the end symbol, unless it is that token."""
-        is_end_token = self.tokenizer.encode(self.end_sym) == [self.tokenizer.eos_id]
-        return () if is_end_token or not self.end_sym else (self.end_sym,)
+    @classmethod
+    def from_config(cls, cfg: ModelConfig, num_image_tokens: int) -> Encoder:
+        """The encoder of a model. Raises ConfigError when the tokenizer, or its chat template, is not usable."""
+        tokenizer = load_tokenizer(cfg.llama_model)
+        own = None
+        if cfg.prompt_template == TOKENIZER_TEMPLATE:
+            own = read_turn_format(tokenizer.render, tokenizer.special, cfg.llama_model)
+        end_sym = cfg.end_sym
+        if end_sym == AUTO_END:
+            end_sym = own.end if own is not None else tokenizer.spell([tokenizer.eos_id])
+        encoder = cls(
+            tokenizer=tokenizer,
+            num_image_tokens=num_image_tokens,
+            prompt_template="" if own is not None else cfg.prompt_template,
+            wrap=cfg.wraps_prompts,
+            end_sym=end_sym,
+            max_txt_len=cfg.max_txt_len,
+            max_context_len=cfg.max_context_len,
+            turn_format=own,
+        )
+        return encoder if own is None else _like_tokenizer(encoder, own, cfg.llama_model)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer besides the end token: an end symbol of one id, which may vanish from decoded text."""
+        """Ids that end an answer besides the end token: other end tokens of the model, and the end symbol where it is
+        one id or holds a special token, which vanishes from decoded text."""
         ids = self.tokenizer.encode(self.end_sym)
-        return tuple(ids) if len(ids) == 1 and ids != [self.tokenizer.eos_id] else ()
+        found = (*self.tokenizer.end_ids, *(self._end_tokens() or (ids if len(ids) == 1 else ())))
+        return tuple(number for number in dict.fromkeys(found) if number != self.tokenizer.eos_id)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Texts that end an answer besides the end tokens: the end symbol, unless a special token tells of it."""
+        return () if self._end_tokens() or not self.end_sym else (self.end_sym,)
+
+    def _end_tokens(self) -> list[int]:
+        special = self.tokenizer.special.values()
+        return [number for number in self.tokenizer.encode(self.end_sym) if number in special][:1]
 
     def spell(self, ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
         """Pieces of text and whether they are supervised; special tokens are spelled, an image is '[image x 64]'."""
@@ -65,16 +99,17 @@ class Encoder:
         if not turns:
             raise DataError("a sample without turns cannot be encoded")
         is_conversation = len(turns) > 1
-        context = self._cut_context(self._segments(self._wrapped(turns[0].prompt, is_conversation)))
+        start, context = self._question(turns[0].prompt, is_conversation, is_first=True)
+        context = self._cut_context(context)
         ids, labels = self._answer(turns[0].answer)
         for turn in turns[1:]:
-            question = self._bos() + self._segments(self._wrapped(turn.prompt, is_conversation))
+            question = sum(self._question(turn.prompt, is_conversation, is_first=False), [])
             answer_ids, answer_labels = self._answer(turn.answer)
             ids += question + answer_ids
             labels += [IGNORE_INDEX] * len(question) + answer_labels
         is_truncated = len(ids) > self.max_txt_len
         kept = self._whole_images(ids, self.max_txt_len)
-        all_ids = self._bos() + context + ids[:kept]
+        all_ids = start + context + ids[:kept]
         all_labels = [IGNORE_INDEX] * (len(all_ids) - kept) + labels[:kept]
         all_labels[0] = IGNORE_INDEX
         return Encoded(all_ids, all_labels, self._count_images(all_ids), is_truncated)
@@ -87,9 +122,9 @@ class Encoder:
         is_conversation = bool(history)
         ids: list[int] = []
         for turn in history:
-            ids += self._bos() + self._segments(self._wrapped(turn.prompt, is_conversation))
+            ids += sum(self._question(turn.prompt, is_conversation, is_first=not ids), [])
             ids += self._answer(turn.answer)[0]
-        ids += self._bos() + self._segments(self._wrapped(prompt, is_conversation))
+        ids += sum(self._question(prompt, is_conversation, is_first=not ids), [])
         return Encoded(ids, [IGNORE_INDEX] * len(ids), self._count_images(ids))
 
     def encode_text(self, text: str) -> Encoded:
@@ -99,6 +134,13 @@ class Encoder:
 
     def _bos(self) -> list[int]:
         return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+
+    def _question(self, prompt: str, is_conversation: bool, is_first: bool) -> tuple[list[int], list[int]]:
+        """BOS or nothing, and the ids of ``prompt`` with the text around it."""
+        if self.turn_format is None or prompt == IMAGE_TAG:
+            return self._bos(), self._segments(self._wrapped(prompt, is_conversation))
+        before, after = self.turn_format.first if is_first else self.turn_format.later
+        return [], self._segments(before + prompt.strip() + after)
 
     def _wrapped(self, prompt: str, is_conversation: bool) -> str:
         # A bare image is stage 1: [BOS][image][caption], no text around it.
@@ -115,6 +157,8 @@ class Encoder:
         return ids
 
     def _answer(self, answer: str) -> tuple[list[int], list[int]]:
+        if self.turn_format is not None:  # many templates strip texts: so do we, for all of them
+            answer = self.turn_format.lead + answer.strip()
         ids = self.tokenizer.encode(answer + self.end_sym)
         return ids, list(ids)
 
@@ -142,3 +186,29 @@ class Encoder:
 
     def _count_images(self, ids: list[int]) -> int:
         return ids.count(IMAGE_TOKEN) // self.num_image_tokens
+
+
+def _like_tokenizer(encoder: Encoder, own: TurnFormat, name: str) -> Encoder:
+    """``encoder`` with or without the lead of answers, whichever gives the ids of the tokenizer's own rendering.
+
+    Warns, with an example, when neither does.
+    """
+    questions, answers = ("What is this?", "What colour is it?", "Sure?"), ("A small cat.", "It is grey.")
+    text = encoder.tokenizer.render(conversation(questions, answers), True)
+    wanted = encoder.tokenizer.encode(text)
+    history = [Turn(question, answer) for question, answer in zip(questions, answers, strict=False)]
+    for lead in dict.fromkeys((own.lead, "")):
+        candidate = replace(encoder, turn_format=replace(own, lead=lead))
+        if candidate.encode_prompt(history, questions[-1]).ids == wanted:
+            return candidate
+    found = encoder.encode_prompt(history, questions[-1]).ids
+    place = next(
+        (i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), min(len(wanted), len(found))
+    )
+    start = max(place - 3, 0)
+    log.warning(
+        "the chat template of %s does not write a conversation turn by turn: where it has %r, training and chat here "
+        "have %r",
+        name, encoder.tokenizer.spell(wanted[start : place + 5]), encoder.tokenizer.spell(found[start : place + 5]),
+    )  # fmt: skip
+    return encoder

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.conversation.chat_template import Message, render_chat
 
 _LLAMA_SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 _SPECIAL_PATTERN = re.compile("(<s>|</s>|<unk>)")
+_LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+_LLAMA_TOKENS = {*_LLAMA_SPECIAL, "<pad>", "[PAD]"}  # fine-tuned models add a padding token, which no text holds
 
 
 class Tokenizer(Protocol):
@@ -33,6 +37,17 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int:
         """Number of ids."""
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated answer, ``eos_id`` and what the model's generation settings add."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Texts of special tokens (all but the unknown one) and their ids."""
+
+    def render(self, messages: Sequence[Message], opens_answer: bool) -> str:
+        """The conversation in the tokenizer's own chat template. Raises ConfigError when it has none."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of one text segment, no special tokens added; special tokens spelled in the text become their ids."""
 
@@ -51,10 +66,14 @@ class LlamaTokenizer:
     The padding id is the piece ``$$`` where the vocabulary has it (id 3997 in Llama's), else 0.
     """
 
-    def __init__(self, model_file: str | Path) -> None:
+    def __init__(self, model_file: str | Path, source: str = "") -> None:
+        """``source``: the directory or id that a chat template is read from; empty = where the file lies."""
         self._proto = Path(model_file).read_bytes()
+        self._source = source or str(Path(model_file).parent)
         self.bos_id: int | None = 1
         self.eos_id = 2
+        self.end_ids = (2,)
+        self.special: Mapping[str, int] = {name: number for name, number in _LLAMA_SPECIAL.items() if number}
         self.pad_id = int(self._sp.piece_to_id("$$"))
         self.vocab_size = int(self._sp.get_piece_size())
 
@@ -63,7 +82,10 @@ class LlamaTokenizer:
         import sentencepiece
 
         processor = sentencepiece.SentencePieceProcessor()
-        processor.LoadFromSerializedProto(self._proto)
+        try:
+            processor.LoadFromSerializedProto(self._proto)
+        except RuntimeError as error:
+            raise ConfigError(f"tokenizer of '{self._source}': tokenizer.model is no SentencePiece file") from error
         return processor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,6 +100,10 @@ class LlamaTokenizer:
             elif chunk:
                 ids.extend(self._sp.encode(chunk))
         return ids
+
+    def render(self, messages: Sequence[Message], opens_answer: bool) -> str:
+        """The conversation in the chat template of the directory."""
+        return render_chat(_load_huggingface(self._source), messages, opens_answer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens; bytes of unknown characters are joined."""
@@ -95,23 +121,37 @@ class LlamaTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """Any tokenizer that ``AutoTokenizer`` loads (Llama 3, Qwen, Phi, ...)."""
+    """Any other tokenizer of transformers (Llama 3, Qwen, Mistral, Phi, Gemma, ...).
+
+    The id put before a text is the one the tokenizer itself puts there: none for Qwen or SmolLM, whatever their
+    ``bos_token`` says. Padding is the end token: it is masked wherever it is written, and always has an embedding.
+    """
 
     def __init__(self, path: str) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
-        if self._tokenizer.eos_token_id is None:
+        self._tokenizer = _load_huggingface(path)
+        added = self._tokenizer.added_tokens_decoder
+        unknown = self._tokenizer.unk_token
+        self.special: Mapping[str, int] = {
+            token.content: int(number)
+            for number, token in added.items()
+            if token.content != unknown and (token.special or token.content.strip())  # runs of spaces are no marks
+        }
+        ends = [self._tokenizer.eos_token_id, *_generation_ends(path)]
+        self.end_ids = tuple(dict.fromkeys(int(number) for number in ends if number is not None))
+        if not self.end_ids:
             raise ConfigError(f"tokenizer '{path}' has no end-of-sequence token; answers could not end")
-        self.bos_id: int | None = self._tokenizer.bos_token_id
-        self.eos_id = int(self._tokenizer.eos_token_id)
-        pad = self._tokenizer.pad_token_id
-        self.pad_id = self.eos_id if pad is None else int(pad)
+        self.eos_id = self.pad_id = self.end_ids[0]
+        start, bos = list(self._tokenizer("a")["input_ids"])[:1], self._tokenizer.bos_token_id
+        self.bos_id: int | None = int(bos) if bos is not None and start == [bos] else None
         self.vocab_size = len(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, nothing added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def render(self, messages: Sequence[Message], opens_answer: bool) -> str:
+        """The conversation in the tokenizer's chat template."""
+        return render_chat(self._tokenizer, messages, opens_answer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
@@ -125,15 +165,66 @@ class HuggingFaceTokenizer:
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a language-model directory or id.
 
-    A directory with ``tokenizer.model`` and no ``tokenizer.json``, or of class LlamaTokenizer, follows Llama's rule.
-    Raises ConfigError when the directory holds no tokenizer.
+    Llama's exact rule is for Llama's own vocabulary: a ``tokenizer.model`` whose ``tokenizer_class`` is Llama's or
+    absent, with no special tokens of its own. Phi-3, Yi and Mistral 0.3 have the file too, and tokens of their own.
+    Raises ConfigError when there is no tokenizer.
     """
-    directory = Path(path)
-    if not directory.is_dir():
-        return HuggingFaceTokenizer(path)
-    sentencepiece_file = directory / "tokenizer.model"
-    if sentencepiece_file.is_file():
-        return LlamaTokenizer(sentencepiece_file)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+    sentencepiece_file = _find(path, "tokenizer.model")
+    if sentencepiece_file is not None and _follows_llama(path):
+        return LlamaTokenizer(sentencepiece_file, path)
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if sentencepiece_file is None and not any(_find(path, name) for name in names):
         raise ConfigError(f"'{path}' holds no tokenizer: expected tokenizer.model or tokenizer.json")
     return HuggingFaceTokenizer(path)
+
+
+def _follows_llama(path: str) -> bool:
+    config = _read_json(path, "tokenizer_config.json")
+    if config.get("tokenizer_class") not in (None, *_LLAMA_CLASSES):
+        return False
+    named = [token.get("content") for token in config.get("added_tokens_decoder", {}).values()]
+    listed = [token.get("content") for token in _read_json(path, "tokenizer.json").get("added_tokens", [])]
+    return {*named, *listed, *_read_json(path, "added_tokens.json")} <= _LLAMA_TOKENS
+
+
+def _load_huggingface(path: str) -> Any:
+    """``tokenizer.json`` as it is, where there is one: transformers 5 builds many classes' rules anew instead, and
+    adds padding tokens that the model has no embedding for."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    factory: Any = AutoTokenizer if _find(path, "tokenizer.json") is None else PreTrainedTokenizerFast
+    try:
+        return factory.from_pretrained(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"tokenizer of '{path}' is not loadable: {str(error).splitlines()[0]}") from error
+
+
+def _generation_ends(path: str) -> list[int]:
+    """``eos_token_id`` of generation_config.json: chat models end answers with a token that is not the tokenizer's."""
+    found = _read_json(path, "generation_config.json").get("eos_token_id")
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _read_json(path: str, name: str) -> dict[str, Any]:
+    file = _find(path, name)
+    if file is None:
+        return {}
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file}: not readable as JSON ({error})") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _find(path: str, name: str) -> Path | None:
+    """A file of a directory, or of a repository on the Hugging Face hub (downloaded once)."""
+    directory = Path(path)
+    if directory.is_dir():
+        return directory / name if (directory / name).is_file() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ConfigError(f"model.llama_model: '{path}': {str(error).splitlines()[0]}") from error
+    return None if found is None else Path(found)

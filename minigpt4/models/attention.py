@@ -67,7 +67,8 @@ def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | No
 def use_packed_attention(llm: Any) -> bool:
     """Make ``llm`` attend sample by sample when told their lengths. False where the model has no way to be told.
 
-    A model with a sliding window keeps transformers' masks, which know the window.
+    A model with a sliding window keeps transformers' masks, which know the window; one whose attention is not plain
+    SDPA (capped scores, ALiBi, attention sinks) keeps its own.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -76,6 +77,8 @@ def use_packed_attention(llm: Any) -> bool:
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     kinds = set(getattr(llm.config, "layer_types", None) or ["full_attention"])
     if not takes_more or kinds != {"full_attention"} or getattr(llm.config, "sliding_window", None):
+        return False
+    if llm.config._attn_implementation not in ("sdpa", NAME) or not llm._can_set_attn_implementation():
         return False
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, _mask)

@@ -20,8 +20,6 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
-from minigpt4.conversation.tokenizer import load_tokenizer
-from minigpt4.models.attention import use_packed_attention
 from minigpt4.models.llm import build_llm, causal_lm, check_llm
 from minigpt4.models.load_report import (
     LoadReport,
@@ -31,6 +29,7 @@ from minigpt4.models.load_report import (
     match_weights,
 )
 from minigpt4.models.losses import token_losses
+from minigpt4.models.probe import examine
 from minigpt4.models.vision import VisionInfo, build_vision, tower_file
 from minigpt4.models.weights import Weights, canonical_name, find_weights, read_weights
 
@@ -55,14 +54,22 @@ class BaseModel(nn.Module, ABC):
         super().__init__()
         self.cfg = cfg
         self.device, self.dtype = device, dtype
+        self._encoder = Encoder.from_config(cfg, num_image_tokens=1)  # first: a bad tokenizer is told at once
         self.load_reports: list[LoadReport] = []  # one per file of weights, in the order of loading
         self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self._vision_dtype())
-        self.ln_vision = nn.LayerNorm(self.vision.width, device=device)  # eps 1e-5, float32
+        self._check_tower()  # before the language model loads
+        # eps 1e-5, float32, as in BLIP-2; other towers normalise their tokens themselves
+        is_normed = self.vision.is_normed
+        self.ln_vision: nn.Module = nn.Identity() if is_normed else nn.LayerNorm(self.vision.width, device=device)
         llm, llm_report = build_llm(cfg, device, dtype)
         self.llama_model: Any = llm
         self.load_reports += [report for report in (tower_report, llm_report) if report is not None]
-        self.attends_by_sample = use_packed_attention(self._lm)
-        self.hidden_size = int(self._lm.get_input_embeddings().weight.shape[1])
+        with self.autocast():
+            traits = examine(self._lm, cfg.llama_model)
+        self.logit_shape = traits.logits
+        self.attends_by_sample, self.keeps_samples_apart = traits.attends_by_sample, traits.keeps_samples_apart
+        rows, self.hidden_size = self._lm.get_input_embeddings().weight.shape
+        self._check_vocabulary(int(rows))
         if cfg.freeze_vit:
             self.visual_encoder.requires_grad_(False)
             self.ln_vision.requires_grad_(False)
@@ -155,6 +162,22 @@ class BaseModel(nn.Module, ABC):
     def _lm(self) -> Any:
         return causal_lm(self.llama_model)
 
+    def _check_tower(self) -> None:
+        """Raises ConfigError when the tower's patches do not fit the architecture; any number fits here."""
+
+    def _check_vocabulary(self, rows: int) -> None:
+        """Raises ConfigError when an id that every text needs has no embedding; warns when others have none."""
+        tokenizer, name = self.encoder.tokenizer, self.cfg.llama_model
+        needed = [tokenizer.eos_id, *self.encoder.stop_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
+        if max(needed) >= rows:
+            raise ConfigError(
+                f"model.llama_model: the tokenizer of '{name}' ends with id {max(needed)}, its model has {rows} "
+                "embeddings; they belong to different models"
+            )
+        lost = [text for text, number in tokenizer.special.items() if number >= rows]
+        if lost:
+            log.warning("%s: no embeddings for the special tokens %s; keep them out of texts", name, ", ".join(lost))
+
     def _vision_dtype(self) -> torch.dtype:
         named = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "auto": self.dtype}
         if not self.cfg.freeze_vit or self.device.type == "cpu":
@@ -162,16 +185,7 @@ class BaseModel(nn.Module, ABC):
         return named[self.cfg.vit_precision]
 
     def _make_encoder(self, num_image_tokens: int) -> None:
-        cfg = self.cfg
-        self._encoder = Encoder(
-            tokenizer=load_tokenizer(cfg.llama_model),
-            num_image_tokens=num_image_tokens,
-            prompt_template=cfg.prompt_template,
-            wrap=cfg.chat_template,
-            end_sym=cfg.end_sym,
-            max_txt_len=cfg.max_txt_len,
-            max_context_len=cfg.max_context_len,
-        )
+        self._encoder = replace(self._encoder, num_image_tokens=num_image_tokens)
 
     def train(self, mode: bool = True) -> Self:
         """Train mode for what trains; frozen parts stay in eval mode (no dropout, no stochastic depth)."""
@@ -224,9 +238,12 @@ class BaseModel(nn.Module, ABC):
         Samples packed into one row are kept apart by ``packed_attention``. Models that cannot be told the lengths get
         neither mask nor cache: transformers then reads the samples off ``position_ids`` (a cache or an all-ones mask
         would let them leak into each other). Right-padded rows, one sample each, need nothing: attention is causal.
+        Raises ValueError for packed rows where samples would see each other.
         """
         options: dict[str, Any] = {}
         if len(lengths) != embeddings.shape[0]:
+            if not self.keeps_samples_apart:
+                raise ValueError(f"{self.cfg.llama_model}: samples of one packed row would see each other")
             options["position_ids"] = position_ids
             if self.attends_by_sample:
                 options["sample_lengths"] = tuple(lengths)
@@ -241,7 +258,8 @@ class BaseModel(nn.Module, ABC):
             hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths)
             targets = shifted_labels(batch.labels)  # [R, T]
             rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
-            losses = token_losses(hidden[rows, columns], self._lm.get_output_embeddings(), targets[rows, columns])
+            head = self._lm.get_output_embeddings()
+            losses = token_losses(hidden[rows, columns], head, targets[rows, columns], shape=self.logit_shape)
         loss_sum = losses.sum()
         if batch.images.shape[0] == 0:  # keeps DDP's set of used parameters the same for text-only batches
             loss_sum = loss_sum + sum(0.0 * parameter.float().sum() for parameter in self.projection_parameters())
@@ -297,7 +315,7 @@ def _per_sample(losses: Tensor, rows: Tensor, columns: Tensor, batch: Batch) -> 
     return torch.zeros(len(batch.lengths), device=losses.device).index_add_(0, sample, losses)
 
 
-def merge_tokens(tokens: Tensor, info: VisionInfo, group: int = 4) -> Tensor:
+def merge_tokens(tokens: Tensor, info: VisionInfo, group: int) -> Tensor:
     """tokens [N, prefix + P*group, C] -> [N, P, group*C]: ``group`` consecutive raster tokens side by side."""
     patches = tokens[:, info.num_prefix_tokens :]  # [N, P*group, C]
     return patches.reshape(len(patches), -1, group * patches.shape[-1])

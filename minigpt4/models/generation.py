@@ -7,7 +7,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class GenerateOptions:
     """Decoding options; the names are those of transformers.
 
     stop        texts that end an answer.
-    stop_ids    ids that end an answer, besides the tokenizer's end of sequence.
+    stop_ids    ids that end an answer, besides the tokenizer's end of sequence and those of ``Encoder.stop_ids``.
     max_length  positions that a chat may take, answer included; None = the language model's own window.
     """
 
@@ -82,6 +82,7 @@ class GenerationMixin(BaseModel):
         """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order."""
         if not prompts:
             return []
+        options = self._with_ends(options)
         embeddings, mask = self._left_padded(prompts, images)
         rows = self._run(embeddings, mask, options).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
@@ -96,6 +97,7 @@ class GenerationMixin(BaseModel):
         Joined, the pieces are the answer, unless the model repeats a role marker in the middle of it. cache: positions
         that an earlier call has computed are not computed again; one beam only. Leaving early stops the generation.
         """
+        options = self._with_ends(options)
         images = images.to(self.device)
         embeddings, mask = self._left_padded([prompt], images)
         held = None
@@ -124,6 +126,10 @@ class GenerationMixin(BaseModel):
         if failure:
             raise failure[0]
         return streamer.answer
+
+    def _with_ends(self, options: GenerateOptions) -> GenerateOptions:
+        """The options, which also stop at every id that ends this model's answers."""
+        return replace(options, stop_ids=tuple(dict.fromkeys((*self.encoder.stop_ids, *options.stop_ids))))
 
     def _left_padded(self, prompts: Sequence[Encoded], images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, T, D] with zeros on the left, and the mask [B, T]; positions follow the mask."""

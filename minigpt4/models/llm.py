@@ -19,6 +19,9 @@ from minigpt4.models.load_report import LoadReport
 
 log = logging.getLogger(__name__)
 
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
+
 # bitsandbytes tells everybody who has no GPU that an optional kernel package is missing.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -70,8 +73,7 @@ def _from_files(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> t
     is_quantised = cfg.low_resource or cfg.load_in_4bit
     # Differences of names and shapes are told by the report below, all of them and as an error.
     options: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": "sdpa",
+        "dtype": dtype,  # attention: SDPA, or the family's own where it cannot use SDPA
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
@@ -110,7 +112,7 @@ def _without_file(path: str, device: torch.device, dtype: torch.dtype) -> Any:
 
     factory: Any = AutoModelForCausalLM
     with torch.device(device):
-        return factory.from_config(AutoConfig.from_pretrained(path), dtype=dtype, attn_implementation="sdpa")
+        return factory.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
 
 
 def _quantisation(cfg: ModelConfig, dtype: torch.dtype) -> Any:
@@ -134,19 +136,22 @@ def _add_lora(llm: Any, cfg: ModelConfig) -> nn.Module:
     peft's ``prepare_model_for_kbit_training`` is not used: it casts every fp16 weight of the base to fp32.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
-    names = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    is_all = cfg.lora_target_modules == [ALL_LINEAR]
+    kinds = (nn.Linear, Conv1D)  # GPT-2's layers are the latter
+    names = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, kinds)}
     unknown = [target for target in cfg.lora_target_modules if target not in names]
-    if unknown:
+    if unknown and not is_all:
         raise ConfigError(
             f"model.lora_target_modules: '{unknown[0]}' is in no layer of {cfg.llama_model}; "
-            f"found: {', '.join(sorted(names))}"
+            f"found: {', '.join(sorted(names))}; [{ALL_LINEAR}] means all but the head"
         )
     lora = LoraConfig(
         r=cfg.lora_r,
         lora_alpha=cfg.lora_alpha,
         lora_dropout=cfg.lora_dropout,
-        target_modules=list(cfg.lora_target_modules),
+        target_modules=ALL_LINEAR if is_all else list(cfg.lora_target_modules),
         bias="none",
         task_type="CAUSAL_LM",
     )

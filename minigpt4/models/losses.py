@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +12,54 @@ from torch.nn import functional
 _CHUNK_LOGITS = 1 << 22
 
 
+@dataclass(frozen=True)
+class LogitShape:
+    """What a model does to the logits of its head: ``scale`` them, then bend them into (-cap, cap); 0 = no cap."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+
+    @property
+    def changes(self) -> bool:
+        """Whether logits are anything else than the head's output."""
+        return self != LogitShape()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """logits of any shape -> logits as the model gives them out."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+    def gradient(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """Gradient with respect to the head's output; ``logits`` are the shaped ones."""
+        if self.cap:
+            grad = grad * (1 - (logits / self.cap) ** 2)
+        return grad * self.scale if self.scale != 1.0 else grad
+
+
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """Cross-entropy through a frozen linear head; the gradient of the hidden states is made chunk by chunk in the
     forward, so neither logits nor their gradient outlive a chunk (idea of Liger and of cut cross-entropy)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        """hidden [n, D], weight [V, D], targets [n] -> losses [n] float32."""
+    def forward(
+        ctx: Any, hidden: Tensor, head: tuple[Tensor, Tensor | None, LogitShape], targets: Tensor, chunk: int
+    ) -> Tensor:
+        """hidden [n, D], head weight [V, D] and bias [V], targets [n] -> losses [n] float32."""
+        weight, bias, shape = head
         needs_grad = bool(ctx.needs_input_grad[0])
         grad = torch.empty_like(hidden) if needs_grad else None
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = (hidden[part].to(weight.dtype) @ weight.t()).float()  # [c, V]
+            logits = shape(functional.linear(hidden[part].to(weight.dtype), weight, bias).float())  # [c, V]
             log_sum = logits.logsumexp(-1)
             target = targets[part, None]
             losses[part] = log_sum - logits.gather(1, target)[:, 0]
             if grad is not None:
-                soft = logits.sub_(log_sum[:, None]).exp_()
+                soft = (logits - log_sum[:, None]).exp_() if shape.cap else logits.sub_(log_sum[:, None]).exp_()
                 soft.scatter_add_(1, target, soft.new_full(target.shape, -1.0))
+                soft = shape.gradient(soft, logits)
                 grad[part] = (soft.to(weight.dtype) @ weight).to(hidden.dtype)
         if grad is not None:
             ctx.save_for_backward(grad)
@@ -42,17 +72,18 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return grad * grad_outputs[0][:, None].to(grad.dtype), None, None, None
 
 
-def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int = 0) -> Tensor:
+def token_losses(
+    hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int = 0, shape: LogitShape = LogitShape()
+) -> Tensor:
     """Cross-entropy per supervised position: hidden [n, D], targets [n] -> [n] float32.
 
-    A frozen, bias-free linear head takes the chunked path; a head that trains takes the ordinary one. chunk: positions
-    per chunk; 0 = as many as make 16 MB of float32 logits.
+    A frozen linear head takes the chunked path; a head that trains takes the ordinary one. chunk: positions per chunk;
+    0 = as many as make 16 MB of float32 logits. shape: what the model does to its logits.
     """
     if len(targets) == 0:
         return hidden.float().sum(-1)  # [0], still part of the graph
-    bias: Tensor | None = head.bias if isinstance(head, nn.Linear) else None
-    if type(head) is nn.Linear and bias is None and not head.weight.requires_grad:
+    if type(head) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters()):
         chunk = chunk or max(64, _CHUNK_LOGITS // head.out_features)
-        losses: Tensor = _FrozenHeadCrossEntropy.apply(hidden, head.weight, targets, chunk)
+        losses: Tensor = _FrozenHeadCrossEntropy.apply(hidden, (head.weight, head.bias, shape), targets, chunk)
         return losses
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+    return functional.cross_entropy(shape(head(hidden).float()), targets, reduction="none")

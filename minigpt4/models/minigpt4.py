@@ -60,10 +60,14 @@ class MiniGPT4(GenerationMixin, BaseModel):
                 self.qformer.requires_grad_(False)
                 self.query_tokens.requires_grad_(False)
         else:
-            check_merge(self.vision, 4)
-            width, num_tokens = 4 * self.vision.width, self.vision.num_patches // 4
+            group = cfg.vision_tokens_per_position
+            width, num_tokens = group * self.vision.width, self.vision.num_patches // group
         self.llama_proj = nn.Linear(width, self.hidden_size, device=device)
         self._make_encoder(num_tokens)
+
+    def _check_tower(self) -> None:
+        if not self.cfg.has_qformer:
+            check_merge(self.cfg, self.vision)
 
     @classmethod
     def weight_files(cls, cfg: ModelConfig) -> dict[str, str]:
@@ -85,7 +89,7 @@ class MiniGPT4(GenerationMixin, BaseModel):
         """images [N, 3, S, S] -> query outputs [N, 32, 768], or merged tokens [N, P, 4C] without a Q-Former."""
         tokens = self.ln_vision(self.visual_encoder(images.to(self._vision_dtype())).float())  # [N, 1 + patches, C]
         if not self.cfg.has_qformer:
-            return merge_tokens(tokens, self.vision)
+            return merge_tokens(tokens, self.vision, self.cfg.vision_tokens_per_position)
         queries = self.query_tokens.expand(len(images), -1, -1)
         attended: Tensor = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         return attended

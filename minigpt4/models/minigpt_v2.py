@@ -35,14 +35,17 @@ class MiniGPTv2(GenerationMixin, BaseModel):
 
     def __init__(self, cfg: MiniGPTv2Config, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(cfg, device, dtype)
-        check_merge(self.vision, 4)
-        self.llama_proj = nn.Linear(4 * self.vision.width, self.hidden_size, device=device)
-        self._make_encoder(self.vision.num_patches // 4)
+        group = cfg.vision_tokens_per_position
+        self.llama_proj = nn.Linear(group * self.vision.width, self.hidden_size, device=device)
+        self._make_encoder(self.vision.num_patches // group)
+
+    def _check_tower(self) -> None:
+        check_merge(self.cfg, self.vision)
 
     def vision_features(self, images: Tensor) -> Tensor:
-        """images [N, 3, S, S] -> four raster neighbours per position, [N, P, 4C]."""
+        """images [N, 3, S, S] -> four (``vision_tokens_per_position``) raster neighbours per position, [N, P, 4C]."""
         tokens = self.ln_vision(self.visual_encoder(images.to(self._vision_dtype())).float())
-        return merge_tokens(tokens, self.vision)
+        return merge_tokens(tokens, self.vision, self.cfg.vision_tokens_per_position)
 
     def project(self, features: Tensor) -> Tensor:
         """features [N, P, 4C] -> [N, P, D]."""

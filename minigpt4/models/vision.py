@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError, ConfigError, nearest
+from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.models.load_report import LoadReport
+from minigpt4.models.timm_tower import applies_final_norm, check_patches, create_tower
 from minigpt4.models.weights import Weights, find_weights, read_weights
 from minigpt4.processors.base import CLIP_MEAN, CLIP_STD
 
@@ -29,13 +30,15 @@ _EVA_CLIP_G = {"patch_size": 14, "embed_dim": 1408, "depth": 39, "num_heads": 16
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """What the model must know of its tower: width C, prefix tokens, patches, normalisation of its images."""
+    """What the model must know of its tower: width C, prefix tokens (class, registers), patches, normalisation of its
+    images, and whether its tokens come out normalised."""
 
     width: int
     num_prefix_tokens: int
     num_patches: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    is_normed: bool = False
 
 
 def build_vision(
@@ -52,22 +55,21 @@ def build_vision(
     return _build_timm(cfg, device, dtype)
 
 
-def check_patches(image_size: int, patch_size: int) -> None:
-    """Raises ConfigError when the image does not divide into patches."""
-    if image_size % patch_size:
-        low = image_size // patch_size * patch_size
-        raise ConfigError(
-            f"model.image_size {image_size} is not divisible by the patch size {patch_size}; "
-            f"nearest: {low or patch_size} or {low + patch_size}"
-        )
-
-
-def check_merge(info: VisionInfo, group: int) -> None:
-    """Raises ConfigError when the patches do not divide into groups."""
-    if info.num_patches % group:
-        raise ConfigError(
-            f"model.image_size gives {info.num_patches} patches, which do not divide into groups of {group}"
-        )
+def check_merge(cfg: ModelConfig, info: VisionInfo) -> None:
+    """Raises ConfigError when the patches do not divide into groups of ``vision_tokens_per_position``."""
+    group = cfg.vision_tokens_per_position
+    if info.num_patches % group == 0:
+        return
+    side = math.isqrt(info.num_patches)
+    patch = cfg.image_size // side
+    smaller = next((n for n in range(side - 1, 0, -1) if n * n % group == 0), None)
+    larger = next(n for n in range(side + 1, side + group + 1) if n * n % group == 0)  # the next multiple of group
+    sizes = " or ".join(str(n * patch) for n in (smaller, larger) if n)
+    groups = ", ".join(str(n) for n in range(1, 17) if info.num_patches % n == 0)
+    raise ConfigError(
+        f"model.image_size {cfg.image_size} gives {side} x {side} = {info.num_patches} patches, which do not divide "
+        f"into groups of {group}; image_size {sizes} does, or set vision_tokens_per_position: {groups}"
+    )
 
 
 def tower_file(cfg: ModelConfig) -> str:
@@ -185,33 +187,15 @@ class _TimmFeatures(nn.Module):
 def _build_timm(
     cfg: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, VisionInfo, LoadReport | None]:
-    import timm
-
-    if not timm.is_model(cfg.vit_model):
-        raise ConfigError(
-            f"model.vit_model: unknown tower '{cfg.vit_model}'{nearest(cfg.vit_model, timm.list_models())}"
-        )
-    is_skeleton = device.type == "meta"
-    try:
-        with torch.device("meta" if is_skeleton else "cpu"):
-            vit: Any = timm.create_model(
-                cfg.vit_model,
-                pretrained=not cfg.vit_weights and not is_skeleton,
-                num_classes=0,
-                img_size=cfg.image_size,
-                **cfg.vit_config,
-            )
-    except OSError as error:  # no network, or no such repository
-        raise ConfigError(
-            f"model.vit_weights: the weights of '{cfg.vit_model}' cannot be downloaded "
-            f"({str(error).splitlines()[0]}); name a file in timm's format, or run once with a network"
-        ) from error
+    vit = create_tower(cfg, device)
     report = None
     path = tower_file(cfg)
-    if path and not is_skeleton:
+    if path and device.type != "meta":
         report = load_tower(vit, read_weights(find_weights(path, "model.vit_weights")), cfg, device, dtype)
     grid = vit.patch_embed.grid_size
     num_patches = int(grid[0]) * int(grid[1])
     mean, std = tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
-    info = VisionInfo(int(vit.num_features), int(vit.num_prefix_tokens), num_patches, mean, std)
+    info = VisionInfo(
+        int(vit.num_features), int(vit.num_prefix_tokens), num_patches, mean, std, applies_final_norm(vit)
+    )
     return _TimmFeatures(vit).to(device=device, dtype=dtype), info, report

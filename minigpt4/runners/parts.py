@@ -103,7 +103,14 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_packing(name: str, model: BaseModel) -> str:
-    """'packed' or 'padded'; auto: packed where attention over a packed row costs what its samples cost."""
+    """'packed' or 'padded'; auto: packed where attention over a packed row costs what its samples cost.
+
+    Raises ConfigError for packed rows in a model whose samples would see each other.
+    """
+    if name == "packed" and not model.keeps_samples_apart:
+        raise ConfigError(
+            f"run.packing packed: samples in one row of {model.cfg.llama_model} see each other; use padded"
+        )
     if name != "auto":
         return name
     return "packed" if model.attends_by_sample else "padded"  # else it would be one dense T x T block
@@ -136,7 +143,7 @@ def default_prompts(cfg: ModelConfig) -> tuple[str, ...]:
         return ()
     lines = Path(cfg.prompt_path).read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if IMAGE_TAG in line]
-    if cfg.prompt_template and not cfg.chat_template:
+    if cfg.prompt_template and not cfg.wraps_prompts:
         prompts = [cfg.prompt_template.replace("{}", prompt) for prompt in prompts]
     return tuple(prompts)
 
