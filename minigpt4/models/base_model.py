@@ -198,8 +198,8 @@ class BaseModel(nn.Module, ABC):
         return self
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Arithmetic in ``dtype``; nothing to do in float32."""
-        if self.dtype == torch.float32:
+        """Arithmetic in ``dtype``; nothing to do in float32, or without numbers."""
+        if self.dtype == torch.float32 or self.device.type == "meta":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
