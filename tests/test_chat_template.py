@@ -98,10 +98,11 @@ def test_the_clock_of_a_template_stands_still(call: str, written: str | None) ->
     assert without_clock(f"{{{{ {call} }}}}") == f"{{{{ {call if written is None else repr(written)} }}}}"
 
 
-def test_the_end_symbol_may_be_written_by_hand(tmp_path: Path) -> None:
+def test_the_end_symbol_may_be_written_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tokenizer(tmp_path, CHATML)
     encoder = encoder_of(tmp_path, end_sym="<|endoftext|>")
     assert shown(encoder, [Turn("a", "b")]).endswith("assistant\n{b<|endoftext|>}")
+    assert not caplog.records
 
 
 def test_a_template_that_rewrites_earlier_answers_is_told_with_an_example(
@@ -193,4 +194,5 @@ def test_a_chat_sends_the_ids_of_training(tmp_path: Path) -> None:
     asked = encoder.encode_prompt(session.history[:1], session.history[1].prompt)
     assert trained.ids[: len(asked.ids)] == asked.ids
     end = encoder.tokenizer.special["<|im_end|>"]
+    assert assistant.image_processor.spec.mean == (0.5, 0.5, 0.5)  # SigLIP's
     assert assistant.template == "training" and assistant.stopping(options).stop == () and end in encoder.stop_ids

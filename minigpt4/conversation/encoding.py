@@ -191,24 +191,23 @@ class Encoder:
 def _like_tokenizer(encoder: Encoder, own: TurnFormat, name: str) -> Encoder:
     """``encoder`` with or without the lead of answers, whichever gives the ids of the tokenizer's own rendering.
 
-    Warns, with an example, when neither does.
+    Warns, with an example, when neither does. The template's own end is compared, not one written by hand.
     """
     questions, answers = ("What is this?", "What colour is it?", "Sure?"), ("A small cat.", "It is grey.")
-    text = encoder.tokenizer.render(conversation(questions, answers), True)
-    wanted = encoder.tokenizer.encode(text)
+    wanted = encoder.tokenizer.encode(encoder.tokenizer.render(conversation(questions, answers), True))
     history = [Turn(question, answer) for question, answer in zip(questions, answers, strict=False)]
-    for lead in dict.fromkeys((own.lead, "")):
-        candidate = replace(encoder, turn_format=replace(own, lead=lead))
-        if candidate.encode_prompt(history, questions[-1]).ids == wanted:
-            return candidate
-    found = encoder.encode_prompt(history, questions[-1]).ids
-    place = next(
-        (i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), min(len(wanted), len(found))
-    )
-    start = max(place - 3, 0)
+    found: list[int] = []
+    for lead in dict.fromkeys(("", own.lead)):
+        with_lead = replace(own, lead=lead)
+        found = replace(encoder, turn_format=with_lead, end_sym=own.end).encode_prompt(history, questions[-1]).ids
+        if found == wanted:
+            return replace(encoder, turn_format=with_lead)
+    differs = [a != b for a, b in zip(wanted, found, strict=False)]
+    place = differs.index(True) if True in differs else len(differs)
+    theirs, ours = (encoder.tokenizer.spell(ids[max(place - 3, 0) : place + 5]) for ids in (wanted, found))
     log.warning(
         "the chat template of %s does not write a conversation turn by turn: where it has %r, training and chat here "
         "have %r",
-        name, encoder.tokenizer.spell(wanted[start : place + 5]), encoder.tokenizer.spell(found[start : place + 5]),
+        name, theirs, ours,
     )  # fmt: skip
     return encoder

@@ -103,7 +103,7 @@ class LlamaTokenizer:
 
     def render(self, messages: Sequence[Message], opens_answer: bool) -> str:
         """The conversation in the chat template of the directory."""
-        return render_chat(_load_huggingface(self._source), messages, opens_answer)
+        return render_chat(load_huggingface(self._source), messages, opens_answer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens; bytes of unknown characters are joined."""
@@ -128,7 +128,7 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, path: str) -> None:
-        self._tokenizer = _load_huggingface(path)
+        self._tokenizer = load_huggingface(path)
         added = self._tokenizer.added_tokens_decoder
         unknown = self._tokenizer.unk_token
         self.special: Mapping[str, int] = {
@@ -187,9 +187,12 @@ def _follows_llama(path: str) -> bool:
     return {*named, *listed, *_read_json(path, "added_tokens.json")} <= _LLAMA_TOKENS
 
 
-def _load_huggingface(path: str) -> Any:
-    """``tokenizer.json`` as it is, where there is one: transformers 5 builds many classes' rules anew instead, and
-    adds padding tokens that the model has no embedding for."""
+def load_huggingface(path: str) -> Any:
+    """The tokenizer object of transformers. Raises ConfigError when there is none that loads.
+
+    ``tokenizer.json`` is taken as it is: transformers 5 builds the rules of many classes anew instead, and adds padding
+    tokens that the model has no embedding for.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     factory: Any = AutoTokenizer if _find(path, "tokenizer.json") is None else PreTrainedTokenizerFast

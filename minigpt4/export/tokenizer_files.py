@@ -7,7 +7,7 @@ from typing import Any
 
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.types import IMAGE_TAG
-from minigpt4.conversation.tokenizer import LlamaTokenizer, Tokenizer
+from minigpt4.conversation.tokenizer import LlamaTokenizer, Tokenizer, load_huggingface
 from minigpt4.export.reading import library
 
 PROBES = (
@@ -29,7 +29,7 @@ def export_tokenizer(llama_model: str, ours: Tokenizer) -> Any:
     if isinstance(ours, LlamaTokenizer):
         theirs = _fast_llama(Path(llama_model) / "tokenizer.model")
     else:
-        theirs = library().AutoTokenizer.from_pretrained(llama_model)
+        theirs = load_huggingface(llama_model)
     check_tokenizer(theirs, ours, "the exported tokenizer")
     return theirs
 
