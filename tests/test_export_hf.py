@@ -37,6 +37,7 @@ from minigpt4.models.minigpt_v2 import MiniGPTv2Config
 from minigpt4.processors.base import make_text_processor
 from tests.export_parts import LLAMA2, V2, VICUNA, Exports, write_checkpoint
 from tests.golden_cases import LLAMA, load_case
+from tests.tiny_backbones import FAMILIES, tower_keys, write_llm
 
 CASES = [VICUNA, LLAMA2, V2]
 SHORT = GenerateOptions(max_new_tokens=8)
@@ -333,6 +334,34 @@ def test_another_tower_and_another_language_model_are_exported(tmp_path: Path, t
     assert config["dtype"] == "bfloat16" and config["timm_config"]["name"] == tower
     if side == 64:
         export(source, TARGETS["merged"], Wishes(tmp_path / "merged", dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    ("tower", "language_model", "group"), [("siglip", "gemma", 1), ("dinov2_registers", "qwen2", 4)]
+)
+def test_a_tokenizers_chat_template_and_another_grouping_are_exported(
+    tmp_path: Path, tower: str, language_model: str, group: int
+) -> None:
+    cfg = MiniGPTv2Config(
+        llama_model=str(write_llm(tmp_path / "llm", FAMILIES[language_model])), lora_r=2, prompt_template="tokenizer",
+        end_sym="auto", vision_tokens_per_position=group, **tower_keys(tower),
+    )  # fmt: skip
+    model = registry.get("model", "minigpt_v2").from_config(cfg, torch.device("cpu"), torch.float32)
+    checkpoint = write_checkpoint(tmp_path / "job", cfg, model.trainable_state())
+    source, folder = open_source(str(checkpoint), None), tmp_path / "hf"
+    export(source, TARGETS["hf"], Wishes(folder))
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    hf.forget_remote_code(folder)
+    session, image = ChatSession(source.load()), draw_image(1)
+    session.set_image(image)
+    turn, first = session._fitting_prompt("Who?", SHORT)
+    assert ids_of(processor, [message("Who?", image)]) == first.ids
+    session._remember(turn, "A cat.")
+    conversation = [message("Who?", image), {"role": "assistant", "content": "A cat."}, message("Sure?")]
+    assert ids_of(processor, conversation) == session._fitting_prompt("Sure?", SHORT)[1].ids
+    rendered = processor.apply_chat_template(conversation[:1])
+    ids = processor(images=[image], text=rendered)["input_ids"][0]
+    assert [IMAGE_TOKEN if i == processor.image_token_id else i for i in ids] == first.ids
 
 
 def test_a_tokenizer_with_other_ids_is_found() -> None:

@@ -28,7 +28,7 @@ from minigpt4.export.parts import (
     refuse_unknown_arch,
     whole_state,
 )
-from minigpt4.export.prompt import endings, prompt_format
+from minigpt4.export.prompt import bos_id, endings, prompt_format
 from minigpt4.export.reading import read_model, read_processor
 from minigpt4.export.source import Source
 from minigpt4.export.target import Facts, Target
@@ -137,6 +137,7 @@ def model_config(assistant: Assistant, dtype: torch.dtype, image_token_id: int) 
         tower["vision_config"] = blip2_vision_sizes(model)
     else:
         tower["timm_config"] = {"name": cfg.vit_model, "img_size": cfg.image_size, **cfg.vit_config}
+        tower["tower_normalises"] = model.vision.is_normed
     if has_qformer(cfg):
         qformer: Any = model.qformer
         tower["qformer_config"] = plain(qformer.config)
@@ -151,6 +152,7 @@ def model_config(assistant: Assistant, dtype: torch.dtype, image_token_id: int) 
         "dtype": name,
         "text_config": {**plain(base_config(cfg)), "dtype": name},
         **tower,
+        "merged_tokens": cfg.vision_tokens_per_position,
         "num_image_tokens": model.encoder.num_image_tokens,
         "image_token_id": image_token_id,
     }
@@ -169,7 +171,7 @@ def processor_config(source: Source, assistant: Assistant, image_token_id: int) 
         "image_std": list(assistant.image_processor.spec.std),
         "num_image_tokens": encoder.num_image_tokens,
         "image_token_id": image_token_id,
-        "bos_token_id": tokenizer.bos_id,
+        "bos_token_id": bos_id(assistant),
         "end_token_ids": end_ids,
         "pad_token_id": tokenizer.pad_id,
         "prompt_format": prompt_format(assistant),

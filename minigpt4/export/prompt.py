@@ -14,22 +14,36 @@ if TYPE_CHECKING:
 
 
 def prompt_format(assistant: Assistant) -> dict[str, Any]:
-    """Style "training" (instruction template, end symbol) or "chat" (texts of a published chat)."""
+    """Style "training" (instruction template, end symbol), "turns" (the tokenizer's own chat template) or "chat" (texts
+    of a published chat)."""
     template: ChatTemplate = registry.get("template", assistant.template)
     encoder = assistant.model.encoder
     if not template.is_training_format:
         return {"style": "chat", **{key: getattr(template, key) for key in ("system", "user", "assistant", "sep")}}
+    if encoder.turn_format is not None:
+        shape = encoder.turn_format
+        texts = {"first": list(shape.first), "later": list(shape.later), "lead": shape.lead}
+        return {"style": "turns", **texts, "end_sym": encoder.end_sym}
     before, after = encoder.prompt_template.split("{}") if encoder.prompt_template else ("", "")
     return {"style": "training", "before": before, "after": after, "wrap": encoder.wrap, "end_sym": encoder.end_sym}
 
 
+def bos_id(assistant: Assistant) -> int | None:
+    """Id in front of every prompt; None where there is none, or where the text of the prompt holds it."""
+    encoder = assistant.model.encoder
+    return None if encoder.turn_format is not None else encoder.tokenizer.bos_id
+
+
 def prompt_text(assistant: Assistant, question: str) -> str:
-    """The first question about an image as text; the ids of its parts are what the chat sends behind BOS."""
+    """The first question about an image as text; the ids of its parts are what the chat sends behind ``bos_id``."""
     cleaned = assistant.question_processor(question)
     template: ChatTemplate = registry.get("template", assistant.template)
     if not template.is_training_format:
         return template.render([], f"{IMAGE_PROMPT} {cleaned}")
     shape = prompt_format(assistant)
+    if shape["style"] == "turns":
+        before, after = shape["first"]
+        return str(before + f"{IMAGE_PROMPT} {cleaned}".strip() + after)
     turn = f"{IMAGE_PROMPT} {cleaned} "
     return f"{shape['before']}{turn}{shape['after']}" if shape["wrap"] else turn
 

@@ -22,7 +22,7 @@ from minigpt4.export.hf import HuggingFace
 from minigpt4.export.merged import Merged
 from minigpt4.export.output import MARKER, check_destination, draft_of, publish, size_of, write_json
 from minigpt4.export.parts import cast, dtype_name, other_tensors, stored_dtype
-from minigpt4.export.prompt import endings, prompt_text
+from minigpt4.export.prompt import bos_id, endings, prompt_text
 from minigpt4.export.pth import Pth
 from minigpt4.export.source import Source
 from minigpt4.export.target import Facts, Target
@@ -123,7 +123,7 @@ def _facts(assistant: Assistant, example: Example, dtype: torch.dtype) -> Facts:
     model = assistant.model
     text = prompt_text(assistant, example.question)
     before, after = (model.encoder.tokenizer.encode(part) for part in text.split(IMAGE_TAG))
-    has_bos = model.encoder.tokenizer.bos_id is not None
+    has_bos = bos_id(assistant) is not None
     spelled = [*before, *[IMAGE_TOKEN] * model.encoder.num_image_tokens, *after]
     assert example.ids[int(has_bos) :] == spelled, "the prompt of the card is not the prompt of the chat"
     trained: dict[str, int] = {}

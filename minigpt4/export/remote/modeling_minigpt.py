@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-MERGED_TOKENS = 4
-"""Neighbouring patches that make one position where there is no Q-Former."""
+POOLING = ("attn_pool", "fc_norm", "head")
+"""What stands behind the tokens of a timm tower; it has no weights in this folder."""
 
 
 class MiniGptConfig(PretrainedConfig):
@@ -32,7 +32,8 @@ class MiniGptConfig(PretrainedConfig):
 
     vision_config     sizes of an EVA tower; None when ``timm_config`` names another one.
     timm_config       {"name": ..., further arguments of ``timm.create_model``}.
-    qformer_config    None: patches are merged four by four instead.
+    tower_normalises  the tokens of that tower come out normalised.
+    qformer_config    None: ``merged_tokens`` neighbouring patches make one position instead.
     image_token_id    stands in ``input_ids`` ``num_image_tokens`` times per image.
     """
 
@@ -49,6 +50,8 @@ class MiniGptConfig(PretrainedConfig):
         vision_config: Any = None,
         qformer_config: Any = None,
         timm_config: dict[str, Any] | None = None,
+        tower_normalises: bool = False,
+        merged_tokens: int = 4,
         num_image_tokens: int = 0,
         image_token_id: int = -1,
         **kwargs: Any,
@@ -62,6 +65,8 @@ class MiniGptConfig(PretrainedConfig):
             Blip2QFormerConfig(**qformer_config) if isinstance(qformer_config, dict) else qformer_config
         )
         self.timm_config = timm_config
+        self.tower_normalises = tower_normalises
+        self.merged_tokens = merged_tokens
         self.num_image_tokens = num_image_tokens
         self.image_token_id = image_token_id
         super().__init__(**kwargs)
@@ -75,6 +80,9 @@ class TimmTower(nn.Module):
         timm = importlib.import_module("timm")
         arguments = {key: value for key, value in settings.items() if key != "name"}
         self.vit = timm.create_model(settings["name"], pretrained=False, num_classes=0, **arguments)
+        for name in POOLING:
+            if isinstance(getattr(self.vit, name, None), nn.Module):
+                setattr(self.vit, name, nn.Identity())
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [N, 3, S, S] -> tokens [N, prefix + patches, C]."""
@@ -103,10 +111,10 @@ class MiniGptForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.vision_tower = TimmTower(dict(config.timm_config or {}))
             width = int(self.vision_tower.vit.num_features)
             self.num_prefix_tokens = int(self.vision_tower.vit.num_prefix_tokens)
-        self.ln_vision = nn.LayerNorm(width, eps=1e-5)
+        self.ln_vision = nn.Identity() if config.tower_normalises else nn.LayerNorm(width, eps=1e-5)
         self.qformer: Any = None
         if config.qformer_config is None:
-            width *= MERGED_TOKENS
+            width *= config.merged_tokens
         else:
             self.qformer = Blip2QFormerModel(config.qformer_config)
             width = int(config.qformer_config.hidden_size)
@@ -140,7 +148,7 @@ class MiniGptForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [N, 3, S, S] -> [N, P, D] in the space of the language model's embeddings."""
-        pixel_values = pixel_values.to(self.ln_vision.weight.dtype)
+        pixel_values = pixel_values.to(self.projection.weight.dtype)
         if self.config.vision_config is not None:
             tokens = self.vision_tower(pixel_values=pixel_values).last_hidden_state
         else:
@@ -148,7 +156,8 @@ class MiniGptForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens = self.ln_vision(tokens)  # [N, prefix + patches, C]
         if self.qformer is None:
             patches = tokens[:, self.num_prefix_tokens :]
-            features = patches.reshape(len(patches), -1, MERGED_TOKENS * patches.shape[-1])  # [N, P, 4C]
+            width = self.config.merged_tokens * patches.shape[-1]
+            features = patches.reshape(len(patches), -1, width)  # [N, P, merged * C]
         else:
             queries = self.query_tokens.expand(len(tokens), -1, -1)
             features = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state

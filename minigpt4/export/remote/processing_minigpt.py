@@ -29,6 +29,8 @@ class MiniGptProcessor(ProcessorMixin):
     """A tokenizer and the preparation of images.
 
     prompt_format   {"style": "training", "before", "after", "wrap", "end_sym"}: instruction template and end symbol;
+                    {"style": "turns", "first", "later", "lead", "end_sym"}: texts of a tokenizer's chat template,
+                    before and after the first and every later question, in front of an answer and behind it;
                     {"style": "chat", "system", "user", "assistant", "sep"}: text of a published chat.
     question_text   how questions are cleaned: "identity" or "blip_caption" (lower case, some punctuation to spaces).
     end_token_ids   ids that end an answer.
@@ -150,6 +152,8 @@ class MiniGptProcessor(ProcessorMixin):
             raise ValueError("the last message must be the user's: its answer is what the model generates")
         if self.prompt_format["style"] == "chat":
             return [(True, self._chat_text(messages))]
+        if self.prompt_format["style"] == "turns":
+            return self._turns(messages)
         parts: list[tuple[bool, str]] = []
         is_conversation = len(messages) > 1
         for message in messages:
@@ -157,6 +161,19 @@ class MiniGptProcessor(ProcessorMixin):
                 parts.append((True, self._wrapped(self._user_text(message) + " ", is_conversation)))
             elif message["role"] == "assistant":
                 parts.append((False, _answer_of(message) + self.prompt_format.get("end_sym", "")))
+            else:
+                raise ValueError(f"unknown role '{message['role']}'; known: user, assistant")
+        return parts
+
+    def _turns(self, messages: Sequence[Message]) -> list[tuple[bool, str]]:
+        shape = self.prompt_format
+        parts: list[tuple[bool, str]] = []
+        for message in messages:
+            if message["role"] == "user":
+                before, after = shape["later" if parts else "first"]
+                parts.append((False, before + self._user_text(message).strip() + after))
+            elif message["role"] == "assistant":
+                parts.append((False, shape["lead"] + _answer_of(message).strip() + shape["end_sym"]))
             else:
                 raise ValueError(f"unknown role '{message['role']}'; known: user, assistant")
         return parts
