@@ -283,3 +283,10 @@ def test_every_block_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.Monk
         made = builder(name, block)
         assert made.check() == []
         assert made.build("train").sample(0, 0, 1).turns[0].answer
+
+
+def test_a_picture_that_is_none_is_told_by_the_check(table: dict[str, Any], tmp_path: Path) -> None:
+    first = Path(table["build_info"]["image_path"]) / (tmp_path / "faces.csv").read_text().splitlines()[1].split(",")[0]
+    first.write_bytes(b"not a picture")
+    (message,) = builder("mine", table).check()
+    assert "faces.csv, line 2" in message and "cannot be read" in message

@@ -137,8 +137,9 @@ class AnnotationsBuilder(DatasetBuilder):
                 record = dataset.record(index)
                 recipe.turns({**record, "image_sizes": ImageSizes(sizes)}, Random(0))
                 seen.append(num_images(record))
-                if look_for_images:
-                    finder.find(recipe.mapped(annotations[index]))
+                if look_for_images:  # the heads of the files alone: a broken one is told before weights load
+                    for path in finder.find(recipe.mapped(annotations[index])):
+                        open_image(path, decode=False)
             except _NotLookedAt:
                 seen.append(1)
             except DataError as error:
