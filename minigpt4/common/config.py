@@ -50,12 +50,14 @@ class PlannedImage:
     std: tuple[float, ...] = ()
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_data: bool = True) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, check_data: bool = True, check_weights: bool = True
+) -> Config:
     """Reads and checks everything that can be checked without weights.
 
     ``overrides``: tokens of ``--options``, ``a.b=v c.d=w`` or ``a.b v c.d w``. ``check_data=False`` is for chat and
     evaluation on a machine without the training data: files of data sets and of a resume may be missing, and
-    builders are not asked.
+    builders are not asked. ``check_weights=False`` is for a plan: weights may be missing.
     Raises ConfigError with one line per mistake: file and line, key, what was found, what is allowed.
     """
     problems = Problems()
@@ -66,7 +68,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_data: 
     _refuse_other_programs(source)
     upgrade_sections(source, lambda name: find_card(name) is not None, problems)
     roots = (Path.cwd(), found.resolve().parent, REPOSITORY_ROOT)
-    file = ConfigFile(source, problems, roots, check_data)
+    file = ConfigFile(source, problems, roots, check_data, check_weights)
     _load_plugins(file)
     model = _model(file)
     run = read_run(file)

@@ -31,6 +31,7 @@ class ConfigFile:
     problems: Problems
     roots: tuple[Path, ...]
     check_data: bool
+    check_weights: bool
     default_prompts: list[str] = field(default_factory=list)
 
     def complain(self, key: str, message: str) -> None:
@@ -68,6 +69,8 @@ class ConfigFile:
     def weights(self, key: str, value: str) -> str:
         """Like ``path``; a file that is not where the text says is also looked for by name in MINIGPT4_WEIGHTS."""
         moved = self._in_weights_folder(key, value)
+        if moved is None and not self.check_weights:
+            moved = find_existing(value, self.roots) or Path(value)
         return str(moved) if moved is not None else self.path(key, value)
 
     def language_model(self, value: str) -> str:
@@ -78,13 +81,15 @@ class ConfigFile:
         if not value:
             self.complain(key, "is empty; give a directory in Hugging Face format, or an id such as org/name")
             return value
-        if self.is_placeholder(key, value):
+        if self.check_weights and self.is_placeholder(key, value):
             return value
         found = find_existing(value, self.roots) or self._in_weights_folder(key, value)
         if found is not None:
             if not found.is_dir():
                 self.complain(key, f"'{value}' is a file, expected a directory in Hugging Face format")
             return str(found)
+        if not self.check_weights:
+            return value
         # 'weights/vicuna' has the shape of an id; where a folder 'weights' exists the user means a path
         is_path = find_existing(value.partition("/")[0], self.roots) is not None
         if is_path or not _HUB_ID.fullmatch(value):

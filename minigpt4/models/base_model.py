@@ -198,10 +198,10 @@ class BaseModel(nn.Module, ABC):
         return self
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Arithmetic in ``dtype``; nothing to do in float32, or without numbers."""
-        if self.dtype == torch.float32 or self.device.type == "meta":
+        """Arithmetic in ``dtype``; nothing to do in float32. The meta device has no autocast: the CPU's flag is set."""
+        if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast("cpu" if self.device.type == "meta" else self.device.type, self.dtype)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """images [N, 3, S, S], or features [N, P, C'] -> embeddings [N, P, D]."""

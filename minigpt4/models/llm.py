@@ -16,6 +16,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.models.llm_files import check_llm_directory
 from minigpt4.models.load_report import LoadReport
+from minigpt4.models.quantised import quantise_skeleton
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,14 @@ def build_llm(cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> tup
             llm, report = _from_files(cfg, device, dtype)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.llama_model: '{path}' is not loadable: {str(error).splitlines()[0]}") from error
+    if device.type == "meta" and (cfg.low_resource or cfg.load_in_4bit):
+        quantise_skeleton(llm, cfg, dtype)
     llm.config.use_cache = False
     llm.requires_grad_(not cfg.freeze_llm)
     if cfg.use_grad_checkpoint_llm:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # the name of older versions is deprecated in newer ones
+        recompute = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
+        recompute({"use_reentrant": False})
     if cfg.lora_r:
         with torch.device(device):
             llm = _add_lora(llm, cfg)
