@@ -7,7 +7,7 @@ Mid-size MiniGPT-v2 (EVA-like 256 x 6, Llama 512 x 8 with 32,000 words, LoRA r=1
 Variants: ours; recompute (use_grad_checkpoint_llm); cached (frozen vision features given, not computed); reference.
 Losses per micro-batch must agree to 1e-5 before any figure is printed. Every variant runs in a process of its own.
 Time: CPU-seconds per micro-batch (forward, backward, its share of the update). Memory: peak bytes of live tensors
-above the built model (see live_memory.py), over the two micro-batches with the longest answers.
+above the built model (see minigpt4/tools/live_memory.py), over the two micro-batches with the longest answers.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def build_model(folder: Path, is_recomputed: bool) -> Any:
 def work(variant: str, folder: Path, batches: int) -> dict[str, Any]:
     """Losses, CPU-seconds, live bytes and resident memory of one variant."""
     import torch
-    from live_memory import LiveMemory
+
+    from minigpt4.tools.live_memory import LiveMemory
 
     torch.set_num_threads(1)
     matmul = time_matmul()

@@ -1,4 +1,4 @@
-"""Command line: ``minigpt4 train | chat | ls | cp | env``. Heavy imports happen after the arguments are read."""
+"""Command line: ``minigpt4 train | chat | ls | cp | export | plan | env``. Heavy imports follow the arguments."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ TOOLS = {
     "ls": ("minigpt4.tools.listing", "list the names that a YAML file may use"),
     "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
     "export": ("minigpt4.tools.export", "write a trained model for other programs, and check it"),
+    "plan": ("minigpt4.tools.plan", "predict the GPU memory of a run, and propose what makes it fit"),
     "env": ("minigpt4.tools.environment", "print versions and hardware for a bug report"),
 }
 """Command -> module with a ``main(arguments)``, and its line in --help."""

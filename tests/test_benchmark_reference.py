@@ -10,12 +10,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from live_memory import LiveMemory  # noqa: E402
 from reference_loop import ReferenceLoop  # noqa: E402
 
 from minigpt4.common.types import Sample, Turn  # noqa: E402
 from minigpt4.datasets.collate import collate_packed  # noqa: E402
 from minigpt4.models.generation import GenerationMixin  # noqa: E402
+from minigpt4.tools.live_memory import LiveMemory  # noqa: E402
 from tests.golden_cases import build_model, images_of, load_case  # noqa: E402
 
 

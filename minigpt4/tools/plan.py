@@ -1,0 +1,150 @@
+"""``minigpt4 plan``: memory of a training run before it is started, from its configuration alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.files import write_atomically
+
+if TYPE_CHECKING:
+    from minigpt4.common.schema import Config
+    from minigpt4.models.generation import GenerationMixin
+    from minigpt4.tools.planner.estimate import Estimate, Planner
+    from minigpt4.tools.planner.proposal import Work
+    from minigpt4.tools.planner.report import Report
+    from minigpt4.tools.planner.workload import Row
+
+_REFERENCES = ("upstream", "fork")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the plan; 0, or 1 when the run does not fit ``--gpu``. Raises MiniGPT4Error for mistakes of the user."""
+    given = build_parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    from minigpt4 import catalog
+    from minigpt4.common.config import load_config
+    from minigpt4.tools.planner.skeleton import language_model_files
+
+    catalog.load()
+    cfg = load_config(given.cfg_path, given.options, check_data=False, check_weights=False)
+    with language_model_files(cfg, given.llm_shape) as cfg:
+        return run(cfg, given)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of ``minigpt4 plan``."""
+    parser = argparse.ArgumentParser(
+        prog="minigpt4 plan",
+        description="Predict the GPU memory of a training run from its configuration: no weights, no data, no GPU.",
+        epilog="examples:\n"
+        "  minigpt4 plan --cfg-path train_configs/minigptv2_finetune_gpt4vision.yaml --gpu 24 --answer-tokens 120\n"
+        "  minigpt4 plan --cfg-path my.yaml --llm-shape llama2-13b --options model.load_in_4bit=True\n"
+        "  minigpt4 plan --cfg-path my.yaml --model-reference fork\n"
+        "  minigpt4 plan --cfg-path my.yaml --probe",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cfg-path", required=True, metavar="FILE", help="YAML file with model, datasets and run")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings over the file's")
+    parser.add_argument(
+        "--gpu", type=_positive, metavar="GB", help="size of the card; what does not fit gets a proposal"
+    )
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="number of GPUs, for the effective batch")
+    parser.add_argument("--answer-tokens", type=int, metavar="N", help="default: measured, else max_txt_len")
+    parser.add_argument(
+        "--prompt-tokens", type=int, metavar="N", help="without image and BOS; default: measured, else 30"
+    )
+    parser.add_argument("--llm-shape", default="", metavar="NAME", help="llama2-7b, vicuna-13b, ...: needs no files")
+    parser.add_argument("--model-reference", choices=_REFERENCES, help="the memory of a published loop, by formula")
+    parser.add_argument("--probe", action="store_true", help="run two optimiser steps and print what they took")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def run(cfg: Config, given: argparse.Namespace) -> int:
+    """The plan of a configuration whose language model is known."""
+    from minigpt4.tools.planner import report
+    from minigpt4.tools.planner.estimate import Planner
+    from minigpt4.tools.planner.proposal import propose
+    from minigpt4.tools.planner.skeleton import configured_variant
+
+    planner = Planner(cfg, on_gpu=cfg.run.device != "cpu")
+    variant = configured_variant(cfg, planner.on_gpu)
+    work, row = find_work(planner, planner.skeleton(variant), given)
+    estimate = planner.estimate(variant, row)
+    result = report.start(str(given.cfg_path), planner, work.window, estimate)
+    code = 0
+    if given.gpu:
+        code = int(estimate.verdict(given.gpu) == "no")
+        report.add_proposals(result, given.gpu, estimate, propose(planner, work, estimate, given.gpu) if code else [])
+    if given.model_reference:
+        add_reference(result, given.model_reference, planner, work, estimate)
+    if given.probe:
+        add_probe(result, given, cfg, estimate)
+    result.show(sys.stdout.isatty())
+    if given.json:
+        write_atomically(given.json, json.dumps(result.facts, indent=1))
+    return code
+
+
+def find_work(planner: Planner, model: GenerationMixin, given: argparse.Namespace) -> tuple[Work, Row]:
+    """Lengths, window and the fullest row of the run. Raises ConfigError for flags that make no sense."""
+    from minigpt4.runners.parts import choose_packing
+    from minigpt4.tools.planner.lengths import Assumed, find_lengths
+    from minigpt4.tools.planner.proposal import Work
+    from minigpt4.tools.planner.workload import fullest_row, make_window
+
+    for flag, value, least in (("gpus", given.gpus, 1), ("answer-tokens", given.answer_tokens, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{flag} must be >= {least}, got {value}")
+    run = planner.cfg.run
+    assumed = Assumed(given.prompt_tokens, given.answer_tokens, can_encode=not given.llm_shape)
+    sets = find_lengths(planner.cfg, model, assumed)
+    window = make_window(planner.cfg, sets, given.gpus)
+    packed = choose_packing(run.packing, model) == "packed"
+    return Work(sets, window), fullest_row(sets, window, packed, run.row_tokens)
+
+
+def add_reference(result: Report, kind: str, planner: Planner, work: Work, estimate: Estimate) -> None:
+    """The same samples through a published loop: one padded micro-batch."""
+    from minigpt4.models.llm import causal_lm
+    from minigpt4.tools.planner import reference, report
+    from minigpt4.tools.planner.workload import fullest_row
+
+    row = fullest_row(work.sets, work.window, False, 0)
+    config = causal_lm(planner.skeleton(estimate.variant).llama_model).config
+    items = reference.reference_account(kind, estimate.parts, config, row)
+    title = f"{row.samples} x {row.shape.text}"
+    result.sections += [report.reference_table(kind, items, title), reference.explanation(kind)]
+    result.facts["reference"] = {"kind": kind, **{item.name: item.bytes for item in items}}
+    result.facts["reference"]["total"] = sum(item.bytes for item in items)
+
+
+def add_probe(result: Report, given: argparse.Namespace, cfg: Config, estimate: Estimate) -> None:
+    """Prediction beside measurement."""
+    from minigpt4.common.config import load_config
+    from minigpt4.tools.planner import probe, report
+
+    dist = probe.find_device(cfg.run.device != "cpu")
+    try:
+        load_config(given.cfg_path, given.options, check_data=False)
+        has_weights = not given.llm_shape
+    except ConfigError:  # told one by one when training starts; here random weights measure the same
+        has_weights = False
+    measured = probe.measure(cfg, estimate.variant, estimate.row, has_weights, dist)
+    result.sections.append(report.probe_text(estimate, measured, has_weights))
+    result.facts["measured"] = measured
