@@ -203,3 +203,11 @@ def test_only_a_plan_does_without_weights(tmp_path: Path, config: dict[str, Any]
         load_config(path, check_data=False)
     cfg = load_config(path, check_data=False, check_weights=False)
     assert cfg.model.vit_weights == "nowhere/vit.pth"
+
+
+def test_the_fullest_row_may_come_from_the_set_with_the_largest_batches(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["run"]["accum_grad_iters"] = 1
+    rare = {**config["datasets"]["faces"], "batch_size": 6, "sample_ratio": 1}
+    config["datasets"]["faces"]["sample_ratio"] = 9
+    _, facts = plan(tmp_path, {**config, "datasets": {**config["datasets"], "rare": rare}})
+    assert facts["row"]["samples"] == 6 and facts["window"]["samples_per_micro_batch"] == pytest.approx(2.4)

@@ -146,9 +146,10 @@ def make_window(cfg: Config, sets: Sequence[SetLengths], gpus: int) -> Window:
 def fullest_row(sets: Sequence[SetLengths], window: Window, packed: bool, row_tokens: int) -> Row:
     """The row with most positions that the window can hold: of mean or of longest samples, of any set.
 
-    Padded: a micro-batch of the set's batch_size. Packed: as many samples of the window as fit ``row_tokens``.
+    Padded: a micro-batch of the set's batch_size. Packed: as many samples of the window as fit ``row_tokens``; all
+    micro-batches of a window may come from the set with the largest batch_size.
     """
-    available = math.ceil(window.samples_per_micro_batch * window.accumulation)
+    available = max(item.batch_size for item in sets) * window.accumulation
     rows = []
     for item in sets:
         for shape, kind in ((item.mean, "mean of "), (item.longest, "longest of ")):
