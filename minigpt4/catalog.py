@@ -14,6 +14,7 @@ MODULES = (
     "minigpt4.processors.text",
     "minigpt4.metrics.answers",  # metric
     "minigpt4.datasets.formats",  # format
+    "minigpt4.datasets.talks",
     "minigpt4.datasets.builders.align",  # builder
     "minigpt4.datasets.builders.annotations",
     "minigpt4.datasets.builders.faces",

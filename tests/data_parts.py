@@ -18,6 +18,7 @@ import minigpt4.datasets.builders.annotations
 import minigpt4.datasets.builders.faces
 import minigpt4.datasets.builders.published
 import minigpt4.datasets.builders.shards
+import minigpt4.datasets.talks
 import minigpt4.processors.image
 import minigpt4.processors.text  # noqa: F401  (these imports register the names)
 from minigpt4.common.registry import registry

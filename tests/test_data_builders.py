@@ -42,7 +42,7 @@ def test_a_csv_with_columns_of_its_own_needs_yaml_only(table: dict[str, Any]) ->
 def test_auto_says_in_the_log_what_it_took(table: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         dataset = builder("mine", table | {"format": "auto"}).build("train")
-    assert "format auto is 'vqa': records have 'question'" in caplog.text
+    assert "dataset 'mine': table of 6 records with 'question' -> vqa" in caplog.text
     assert dataset.sample(0, 0, 1).turns[0].answer == "face 0"
 
 

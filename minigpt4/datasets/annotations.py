@@ -1,4 +1,4 @@
-"""Annotation files -> records. JSON, JSON lines, CSV; each record knows where it was written."""
+"""Annotation files -> records. JSON, JSON lines, CSV; each record knows where it was written. Others: ``sources``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from typing import Any, TextIO
 from minigpt4.common.errors import DataError, nearest
 
 Record = dict[str, Any]
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+TABLE_SUFFIXES = (".parquet", ".arrow")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", *TABLE_SUFFIXES)
 _SHAPES = (
     'a list of records, {"annotations": [records]}, {"data": [records]}, {"section": [records]}, {"id": record}, '
     'or {"image path": "text"}; a record is an object'
 )
 _CHUNK = 1 << 22
+_TAIL = 1 << 20
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 _LISTS = ("annotations", "data")
 """Keys of an object that holds a list of records beside other things."""
@@ -39,10 +41,13 @@ class Annotations(Sequence[Record]):
     def __init__(self) -> None:
         self.paths: list[Path] = []
         self.layout = "records"  # records | mapping
+        self.shape = ""  # what was read, for messages: 'json list'
+        self.root: Path | None = None  # folder of the pictures, where the layout decides it
+        self.listing = ""  # stands for the content in the fingerprint, where ``paths`` are folders
         self._packed = bytearray()
         self._ends = array("Q", [0])
         self._numbers = array("Q")
-        self._groups: list[tuple[int, str]] = []  # first index, 'faces.csv, line'
+        self._groups: list[tuple[int, str, str]] = []  # first index, 'faces.csv, line', section
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -59,12 +64,18 @@ class Annotations(Sequence[Record]):
 
     def where(self, index: int) -> str:
         """'faces.csv, line 7': file and place of a record, for messages."""
-        group = bisect_right(self._groups, index, key=lambda item: item[0]) - 1
-        return f"{self._groups[group][1]} {self._numbers[index]}"
+        return f"{self._group(index)[1]} {self._numbers[index]}"
 
-    def start_group(self, label: str) -> None:
+    def section(self, index: int) -> str:
+        """Name of the section a record was written in; empty for files without sections."""
+        return self._group(index)[2]
+
+    def _group(self, index: int) -> tuple[int, str, str]:
+        return self._groups[bisect_right(self._groups, index, key=lambda item: item[0]) - 1]
+
+    def start_group(self, label: str, section: str = "") -> None:
         """Records added from now on are found at ``label`` and their number."""
-        self._groups.append((len(self), label))
+        self._groups.append((len(self), label, section))
 
     def add(self, record: Any, number: int) -> None:
         """Appends one record. Raises DataError for anything but an object."""
@@ -77,19 +88,20 @@ class Annotations(Sequence[Record]):
     def extend(self, other: Annotations) -> None:
         """Appends all records of ``other`` with their places."""
         base, start = len(self._packed), len(self)
-        self._groups += [(start + first, label) for first, label in other._groups]
+        self._groups += [(start + first, label, section) for first, label, section in other._groups]
         self._packed += other._packed
         self._ends.extend(base + end for end in other._ends[1:])
         self._numbers.extend(other._numbers)
         self.paths += other.paths
-        self.layout = other.layout
+        self.listing += other.listing
+        self.layout, self.shape = other.layout, other.shape
 
     def filtered(self, keep: Callable[[Record], bool]) -> Annotations:
         """The records that ``keep`` keeps, with their places."""
         out = Annotations()
-        out.paths, out.layout = self.paths, self.layout
-        for (first, label), (end, _) in pairwise([*self._groups, (len(self), "")]):
-            out.start_group(label)
+        out.paths, out.layout, out.shape = self.paths, self.layout, self.shape
+        for (first, label, section), (end, *_) in pairwise([*self._groups, (len(self), "", "")]):
+            out.start_group(label, section)
             for index in range(first, end):
                 record = self[index]
                 if keep(record):
@@ -97,11 +109,18 @@ class Annotations(Sequence[Record]):
         return out
 
     def fingerprint(self) -> str:
-        """Hash over name, size and content of the files."""
-        digest = hashlib.sha256()
+        """Hash over name, size and content of the files; of tables, which hold pictures too, over their last megabyte.
+
+        A table ends with the places and sizes of its parts.
+        """
+        digest = hashlib.sha256(self.listing.encode())
         for path in self.paths:
+            if path.is_dir():
+                continue
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as stream:
+                if path.suffix.lower() in TABLE_SUFFIXES:
+                    stream.seek(max(0, path.stat().st_size - _TAIL))
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
@@ -118,12 +137,17 @@ def read_annotations(paths: Iterable[str | Path], sections: Sequence[str] | None
         stat = path.stat()
         chosen = None if sections is None else tuple(sections)
         parts.append(_read(path, stat.st_size, stat.st_mtime_ns, chosen))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Annotations]) -> Annotations:
+    """The records of all ``parts`` in order."""
     if len(parts) == 1:
         return parts[0]  # as it is kept: nobody changes it
-    joined = Annotations()
+    whole = Annotations()
     for part in parts:
-        joined.extend(part)
-    return joined
+        whole.extend(part)
+    return whole
 
 
 def check_file(path: Path) -> None:
@@ -148,6 +172,8 @@ def _read(path: Path, size: int, mtime_ns: int, sections: tuple[str, ...] | None
         with path.open(encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as stream:
             if suffix == ".json":
                 _read_json(out, stream, sections)
+            elif sections is not None:
+                raise DataError(f"{path}: sections are parts of a .json file; '{suffix}' has none")
             elif suffix == ".jsonl":
                 _read_lines(out, stream)
             else:
@@ -164,6 +190,7 @@ def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | Non
     try:
         if sections is None and stream.read(1) == "[":
             stream.seek(0)
+            out.shape = "json list"
             out.start_group(f"{path}, record")
             for number, record in enumerate(stream_list(stream)):
                 out.add(record, number)
@@ -176,25 +203,30 @@ def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | Non
             return _read_lines(out, stream)
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
     if sections is not None:
+        out.shape = "json sections"
         return _read_sections(out, content, sections)
     if isinstance(content, dict):
         content = next((content[key] for key in _LISTS if isinstance(content.get(key), list)), content)
     if isinstance(content, list):
+        out.shape = "json list"
         out.start_group(f"{path}, record")
         for number, record in enumerate(content):
             out.add(record, number)
     elif isinstance(content, dict) and content and all(isinstance(text, str) for text in content.values()):
-        out.layout = "mapping"
+        out.layout, out.shape = "mapping", "json object of image path: text"
         out.start_group(f"{path}, entry")
         for number, (image, text) in enumerate(content.items()):
             out.add({"image": image, "text": text}, number)
     elif isinstance(content, dict) and content and all(isinstance(record, dict) for record in content.values()):
+        out.shape = "json object of id: record"
         out.start_group(f"{path}, entry")
         for number, (key, record) in enumerate(content.items()):
             out.add({"id": key, **record}, number)
     elif isinstance(content, dict) and any(isinstance(records, list) for records in content.values()):
         names = ", ".join(content)
-        raise DataError(f"{path}: holds sections ({names}); choose with builder: FaceGPT4Vision and subsets_prompts")
+        raise DataError(
+            f"{path}: holds sections ({names}); choose some: build_info: {{sections: [{next(iter(content))}]}}"
+        )
     else:
         raise DataError(f"{path}: found {_kind(content)}, allowed: {_SHAPES}")
 
@@ -242,7 +274,7 @@ def _read_sections(out: Annotations, content: Any, sections: tuple[str, ...]) ->
         records = content[known[name.strip()]]
         if not isinstance(records, list):
             raise DataError(f"{path}: section '{name}' holds {_kind(records)}, expected a list of records")
-        out.start_group(f"{path}, section '{name.strip()}', record")
+        out.start_group(f"{path}, section '{name.strip()}', record", name.strip())
         for number, record in enumerate(records):
             out.add(record, number)
     if len(out) == 0:
@@ -250,6 +282,7 @@ def _read_sections(out: Annotations, content: Any, sections: tuple[str, ...]) ->
 
 
 def _read_lines(out: Annotations, stream: TextIO) -> None:
+    out.shape = "json lines"
     out.start_group(f"{out.paths[0]}, line")
     for number, line in enumerate(stream, 1):
         if not line.strip():
@@ -267,6 +300,7 @@ def _read_csv(out: Annotations, stream: TextIO, delimiter: str) -> None:
     if delimiter == "," and "," not in header and ";" in header:  # spreadsheets with a decimal comma write this
         delimiter = ";"
     reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+    out.shape = "table"
     out.start_group(f"{path}, line")
     try:
         columns = reader.fieldnames or []

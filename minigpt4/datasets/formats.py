@@ -6,7 +6,6 @@ space at the end, later questions of a conversation ``question ``, questions wit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,8 +24,6 @@ Format = Callable[[Mapping[str, Any], Sequence[str], Random], tuple[Turn, ...]]
 PROMPT_ROOT = Path(__file__).resolve().parent.parent / "configs" / "prompts"
 TEXT_FIELDS = ("question", "answer", "caption", "phrase")
 """Fields of a record that ``process_text: [fields]`` cleans before a prompt is put around them."""
-_TAG = "<image>"
-_ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
 def num_images(record: Mapping[str, Any]) -> int:
@@ -68,66 +65,6 @@ def filled_template(prompts: Sequence[str], text: str, rng: Random) -> str:
     if template.count("{}") != 1:
         raise DataError(f"prompts: '{template}' must hold '{{}}' once, where the question goes")
     return template.replace("{}", text)
-
-
-@registry.register("format", "conversation")
-def conversation(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """``conversations``, from/value pairs as in LLaVA and ShareGPT4V; every answer is trained."""
-    said = record.get("conversations")
-    if not isinstance(said, list) or not said:
-        keys = ", ".join(map(str, record))
-        raise DataError(f"has no 'conversations'; found: {keys}; question and answer fields are format 'vqa'")
-    _check_roles(said)
-    texts = [str(item["value"]) for item in said]
-    empty = next((number for number, text in enumerate(texts) if number % 2 and not text.strip()), None)
-    if empty is not None:
-        raise DataError(f"conversations: the answer at position {empty} is empty")
-    questions = _placed(texts[::2], num_images(record))
-    return tuple(Turn(question, answer) for question, answer in zip(questions, texts[1::2], strict=True))
-
-
-def _check_roles(said: Sequence[Any]) -> None:
-    """An odd conversation would train a wrong answer, a swapped one would train the questions."""
-    for number, item in enumerate(said):
-        if not isinstance(item, dict) or "from" not in item or not isinstance(item.get("value"), str):
-            raise DataError(f"conversations: position {number} holds {item!r}, expected {{'from': ..., 'value': text}}")
-        if _ROLES.get(item["from"]) != number % 2:
-            expected = "gpt" if number % 2 else "human"
-            raise DataError(f"conversations: position {number} is from '{item['from']}', expected '{expected}'")
-    if len(said) % 2:
-        raise DataError(f"conversations: {len(said)} entries; the last question has no answer")
-
-
-def _placed(questions: Sequence[str], count: int) -> list[str]:
-    """Questions with their pictures.
-
-    One picture stands in front of the first question, wherever its tag was, as in MiniGPT-4. Several keep their places;
-    without any tag they all stand in front.
-    """
-    tags = [text.count(_TAG) for text in questions]
-    in_place = sum(tags) > 0 and (count > 1 or any(tags[1:]))
-    if (in_place or count == 0) and sum(tags) != count:
-        raise DataError(f"has {count} images but {sum(tags)} {_TAG} tags")
-    first = _one_line(questions[0], IMAGE_PROMPT if in_place else "")
-    if IMAGE_TAG in first and count and not in_place:
-        raise DataError(f"the text itself holds '{IMAGE_TAG}'")
-    prompts = [first + " " if tags[0] and in_place else with_images(first, 0 if in_place else count)]
-    for text, has_tag in zip(questions[1:], tags[1:], strict=True):
-        prompts.append((_one_line(text, IMAGE_PROMPT) if has_tag else text) + " ")
-    return prompts
-
-
-def _one_line(text: str, image: str) -> str:
-    """``text`` without newlines; each tag becomes ``image``. A newline beside a removed tag leaves no space behind.
-
-    MiniGPT-4 deletes newlines and glues words; here they become one space.
-    """
-
-    def replaced(match: re.Match[str]) -> str:
-        before, after = (" " if part else "" for part in match.groups())
-        return before + image + after if image else before or after
-
-    return re.sub(r"\n+", " ", re.sub(rf"(\n*){_TAG}(\n*)", replaced, text)).strip()
 
 
 @registry.register("format", "caption")
@@ -270,29 +207,47 @@ def emotion_label(description: str) -> str:
 
 @registry.register("format", "auto")
 def auto(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """Chosen by the fields of the records: conversations, instances, caption, question or label."""
+    """Chosen by the fields of the records: conversations, messages, instances, caption, question or label."""
     chosen: Format = registry.get("format", recognise(record)[0])
     return chosen(record, prompts, rng)
 
 
 _SIGNS = (
     ("conversations", "conversation"),
+    ("messages", "messages"),
     ("instances", "unnatural_instruction"),
     ("caption", "caption"),
     ("question", "vqa"),
     ("label", "classification"),
 )
+_NEEDS = {
+    "conversation": "conversations",
+    "messages": "messages",
+    "vqa": "question, answer",
+    "text": "question, answer, and no image",
+    "caption": "image, caption",
+    "classification": "image, label",
+    "refer, identify": "image, phrase, box",
+    "detection": "image, phrase, bbox",
+    "unnatural_instruction": "instances",
+}
 
 
 def recognise(record: Mapping[str, Any], layout: str = "records") -> tuple[str, str]:
-    """Name of the format and the reason. Raises DataError when no field tells."""
+    """Name of the format and the reason, words that follow 'records'.
+
+    Raises DataError with the fields found and with those that every format needs, when no field tells.
+    """
     if layout == "mapping":
-        return "mapping", "the file maps image paths to text"
+        return "mapping", "of image path and text"
     for key, name in _SIGNS:
         if key in record:
             if name == "vqa" and not num_images(record):
-                return "text", "records have 'question' and no image"
-            return name, f"records have '{key}'"
-    signs = ", ".join(key for key, _ in _SIGNS)
-    found = ", ".join(map(str, record))
-    raise DataError(f"format auto: none of the fields {signs} found in: {found}; write format: ... and fields: ...")
+                return "text", "with 'question' and no image"
+            return name, f"with '{key}'"
+    found = ", ".join(key for key in map(str, record) if key not in ("images", "image_sizes") or record[key])
+    needs = "; ".join(f"{name}: {fields}" for name, fields in _NEEDS.items())
+    raise DataError(
+        f"format auto: no format fits the fields found: {found}. Fields per format: {needs}. "
+        "Write format: NAME and fields: {name in this list: your field}"
+    )

@@ -19,6 +19,8 @@ from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Turn
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
+from minigpt4.datasets.stored import StoredImage, content_hash
+from minigpt4.datasets.talks import with_part_images
 from minigpt4.processors.base import ImageProcessor, TextProcessor
 
 log = logging.getLogger(__name__)
@@ -28,12 +30,15 @@ _SHOWN = 8
 
 
 def map_fields(record: Record, fields: Mapping[str, str]) -> Record:
-    """``record`` with column ``fields[name]`` also under ``name``. Raises DataError for a column that is not there."""
+    """``record`` with column ``fields[name]`` also under ``name``, and with the pictures its messages name.
+
+    Raises DataError for a column that is not there.
+    """
     for name, column in fields.items():
         if column not in record:
             known = ", ".join(map(str, record))
             raise DataError(f"fields.{name}: no column '{column}'{nearest(column, map(str, record))}; columns: {known}")
-    return {**record, **{name: record[column] for name, column in fields.items()}}
+    return with_part_images({**record, **{name: record[column] for name, column in fields.items()}})
 
 
 @dataclass(frozen=True)
@@ -93,31 +98,36 @@ class ImageFinder:
         """``record`` with ``images``: one name per picture, the most likely one; an empty list for none."""
         return {**record, "images": [names[0] for names in self._candidates(record)]}
 
-    def find(self, record: Record) -> list[Path]:
-        """Existing files, in order. Raises DataError that names what was tried."""
-        candidates = self._candidates(record)
-        if candidates and self.root is None:
-            raise DataError("build_info.image_path is not set, but the record has an image")
-        return [self._existing(names) for names in candidates]
+    def find(self, record: Record) -> list[Path | StoredImage]:
+        """Existing files, in order; pictures inside tables as they are. Raises DataError that names what was tried."""
+        return [self._existing(names) for names in self._candidates(record)]
 
-    def _existing(self, names: Sequence[str]) -> Path:
-        assert self.root is not None
+    def _existing(self, names: Sequence[str | StoredImage]) -> Path | StoredImage:
+        if self.root is None and not isinstance(names[0], StoredImage):
+            raise DataError("build_info.image_path is not set, but the record has an image")
         for name in names:
-            path = self.root / name
+            if isinstance(name, StoredImage):
+                return name
+            path = Path(self.root or "", name)
             if path.is_file():
                 return path
+        others = ", ".join(map(str, names[1:_SHOWN]))
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        others = f" (also tried: {', '.join(names[1:_SHOWN])}{more})" if len(names) > 1 else ""
-        raise DataError(f"image '{names[0]}' not found in '{self.root}'{others}")
+        tried = f" (also tried: {others}{more})" if others else ""
+        raise DataError(f"image '{names[0]}' not found in '{self.root}'{tried}")
 
-    def _candidates(self, record: Record) -> list[list[str]]:
-        own = record.get("images") or [record.get("image")]
-        if not isinstance(own, list) or not all(isinstance(name, str) or name is None for name in own):
-            raise DataError(f"field 'images' holds {own!r}, expected a list of file names")
+    def _candidates(self, record: Record) -> Sequence[Sequence[str | StoredImage]]:
+        field, own = "images", record.get("images")
+        if not own:
+            field, own = "image", [record.get("image")]
+        if not isinstance(own, list) or not all(isinstance(name, (str, StoredImage)) or name is None for name in own):
+            shown = own[0] if field == "image" else own
+            raise DataError(f"field '{field}' holds {shown!r}, expected a file name{'s' if field == 'images' else ''}")
         own = [name for name in own if name]
         if not self.names:
             return [[name] for name in own]
-        return [names for name in own or [None] if (names := self._patterned(record, name))]
+        found = ([name] if isinstance(name, StoredImage) else self._patterned(record, name) for name in own or [None])
+        return [names for names in found if names]
 
     def _patterned(self, record: Record, image: str | None) -> list[str]:
         own = {"image": image, "basename": image.rpartition("/")[2] if image else None}
@@ -285,7 +295,9 @@ def record_id(record: Record, index: int) -> str:
 
 
 def open_image(source: Any, name: str = "", decode: bool = True) -> Image.Image:
-    """A picture from a path or a stream; without ``decode`` its size alone. Raises DataError that names it."""
+    """A picture from a path, a stream or a table; without ``decode`` its size alone. Raises DataError that names it."""
+    if isinstance(source, StoredImage):
+        name, source = str(source), source.open()
     try:
         with Image.open(source) as image:
             if decode:
@@ -307,7 +319,7 @@ def split_indices(
     for index, record in enumerate(annotations):
         mapped = recipe.mapped(record)
         if cfg.val.group_by == "image":
-            group: Any = "|".join(finder.named(mapped)["images"]) or record_id(mapped, index)
+            group: Any = "|".join(map(_same_picture, finder.named(mapped)["images"])) or record_id(mapped, index)
         elif cfg.val.group_by in mapped:
             group = mapped[cfg.val.group_by]
         else:
@@ -319,6 +331,11 @@ def split_indices(
         share = f"val.fraction {cfg.val.fraction} of {len(annotations)} records"
         raise DataError(f"dataset '{cfg.name}': {share} leaves no sample for split '{split}'")
     return chosen
+
+
+def _same_picture(image: str | StoredImage) -> str:
+    """Equal for one picture in many rows: tables hold it once per row, often under one name for all."""
+    return content_hash(image) if isinstance(image, StoredImage) else image
 
 
 def _unit_hash(text: str) -> float:

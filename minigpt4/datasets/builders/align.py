@@ -53,6 +53,10 @@ class AlignBuilder(AnnotationsBuilder):
             return [Path(self.cfg.val.ann_path)]
         return [Path(self.info().storage) / "filter_cap.json"]
 
+    def sections(self) -> list[str]:
+        """None: the file is one list."""
+        return []
+
     def finder(self) -> ImageFinder:
         """``image/<image_id>.jpg``."""
         return ImageFinder(Path(self.info().storage) / "image", ("{image_id}.jpg",))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
-from minigpt4.datasets.annotations import Annotations, Record, check_file, read_annotations
+from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.builders.base import DatasetBuilder
 from minigpt4.datasets.formats import EmotionMapping, num_images
 from minigpt4.datasets.map_dataset import (
@@ -24,6 +24,7 @@ from minigpt4.datasets.map_dataset import (
     open_image,
     split_indices,
 )
+from minigpt4.datasets.sources import check_source, read_sources
 
 _SAME_FILE = {  # published under both names
     "multi_task_conversation.json": "multitask_conversation.json",
@@ -35,8 +36,10 @@ _SAME_FILE = {  # published under both names
 class AnnotationInfo:
     """``build_info`` of annotation files. The last two keys belong to the format 'mapping'."""
 
-    ann_path: str | list[str] = ""  # a .json, .jsonl, .csv or .tsv file, or a list of these
+    # a .json, .jsonl, .csv, .tsv or .parquet file, a folder of save_to_disk or of one folder per class, or a list
+    ann_path: str | list[str] = ""
     image_path: str = ""  # folder below which the records' images lie; "" = records without images
+    sections: list[str] = field(default_factory=list)  # of a {section: [records]} file: those to train on, in order
     image_names: list[str] = field(default_factory=list)  # the first that exists: `["{id}.jpg", "{image}"]`
     label_ratio: float = 0.5  # format mapping: share of questions for the emotion alone, 0..1
     question_diversity_factor: float = 1.0  # format mapping: share of the built-in questions in use, 0..1
@@ -44,7 +47,7 @@ class AnnotationInfo:
 
 @registry.register("builder", "annotations")
 class AnnotationsBuilder(DatasetBuilder):
-    """JSON, JSON lines or CSV files (``ann_path``) and a folder of pictures (``image_path``)."""
+    """Annotation files or tables (``ann_path``) and a folder of pictures (``image_path``), or a folder per class."""
 
     Info: ClassVar[type[Any]] = AnnotationInfo
     required: ClassVar[tuple[str, ...]] = ("ann_path",)
@@ -59,7 +62,7 @@ class AnnotationsBuilder(DatasetBuilder):
 
     def build(self, split: str) -> AnnotationDataset:
         """Records of the split; with ``val.fraction`` the training split is what is left."""
-        annotations, finder = self.read(split), self.finder()
+        annotations, finder = self._found(split)
         recipe = self._recipe_of(annotations, finder, split)
         indices = None
         if self.cfg.val.fraction > 0:
@@ -67,23 +70,44 @@ class AnnotationsBuilder(DatasetBuilder):
         elif split == "val" and not self.cfg.val.ann_path:
             hint = "write val: {fraction: 0.1} or val: {ann_path: ...}"
             raise DataError(f"dataset '{self.cfg.name}': no val split; {hint}")
-        self.log_format(finder.named(map_fields(annotations[0], self.cfg.fields)), annotations.layout)
+        first = finder.named(recipe.mapped(annotations[0]))
+        self.log_format(first, annotations.shape, len(annotations), annotations.layout)
         return AnnotationDataset(self.cfg, recipe, annotations, finder, indices)
 
     def read(self, split: str) -> Annotations:
-        """All records of the split's files."""
-        return read_annotations(self.ann_paths(split))
+        """All records of the split's files, or those of the chosen sections."""
+        return read_sources(self.ann_paths(split), self.sections() or None)
+
+    def sections(self) -> list[str]:
+        """Names of the sections to read; empty for files without sections."""
+        return list(dict.fromkeys(name.strip() for name in self.info().sections))
+
+    def required_keys(self) -> tuple[str, ...]:
+        """As for every builder; folders of classes need ``image_path`` alone."""
+        is_folder = self._class_folder() is not None
+        return tuple(key for key in self.required if not (key == "ann_path" and is_folder))
+
+    def _class_folder(self) -> str | None:
+        """``image_path``, where it stands for ``ann_path``: pictures in one folder per class."""
+        given, root = self.cfg.build_info.get("ann_path"), self.cfg.build_info.get("image_path")
+        is_meant = not given and isinstance(root, str) and self.cfg.format in ("auto", "classification")
+        return root if is_meant and root and Path(root).is_dir() else None
 
     def ann_paths(self, split: str) -> list[Path]:
         """The split's annotation files. Raises DataError for a missing one."""
         if split == "val" and self.cfg.val.ann_path:
             return [Path(self.cfg.val.ann_path)]
-        given = self.info().ann_path
+        given = self.info().ann_path or self._class_folder() or []
         paths = [Path(path) for path in ([given] if isinstance(given, str) else given)]
         return [_existing(path) for path in paths]
 
+    def _found(self, split: str) -> tuple[Annotations, ImageFinder]:
+        """Records of the split, and where their pictures lie."""
+        annotations, finder = self.read(split), self.finder()
+        return annotations, finder if annotations.root is None else ImageFinder(annotations.root)
+
     def finder(self) -> ImageFinder:
-        """Where pictures lie."""
+        """Where pictures lie, unless the layout of the records decides it."""
         root = self.image_root()
         return ImageFinder(Path(root) if root else None, tuple(self.info().image_names))
 
@@ -120,7 +144,7 @@ class AnnotationsBuilder(DatasetBuilder):
 
     def _split_problems(self, split: str, key: str, look_for_images: bool) -> list[str]:
         try:
-            annotations, finder = self.read(split), self.finder()
+            annotations, finder = self._found(split)
             recipe = self._recipe_of(annotations, finder, split)
         except DataError as error:
             return [f"{key}: {error}"]
@@ -164,5 +188,5 @@ def _existing(path: Path) -> Path:
     other = _SAME_FILE.get(path.name)
     if other and not path.exists() and path.with_name(other).is_file():
         return path.with_name(other)
-    check_file(path)
+    check_source(path)
     return path

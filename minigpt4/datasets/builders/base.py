@@ -52,7 +52,7 @@ class DatasetBuilder(ABC):
 
     Config: ClassVar[type[DatasetConfig]] = DatasetConfig
     Info: ClassVar[type[Any]]
-    required: ClassVar[tuple[str, ...]] = ()  # keys of build_info that must be written
+    required: ClassVar[tuple[str, ...]] = ()  # keys of build_info that must be written, see required_keys
 
     def __init__(self, cfg: DatasetConfig, image: ImageSize, default_prompts: Sequence[str] = ()) -> None:
         self.cfg = cfg
@@ -84,6 +84,10 @@ class DatasetBuilder(ABC):
             raise ConfigError("\n".join(f"dataset '{self.cfg.name}': {line}" for line in problems))
         return self.Info(**self.cfg.build_info)
 
+    def required_keys(self) -> tuple[str, ...]:
+        """Keys of ``build_info`` that this block must write."""
+        return self.required
+
     def format_for(self, record: Record, layout: str = "records") -> tuple[str, Format, str]:
         """Name and function of the format of records like ``record``, and why 'auto' chose it (else empty)."""
         name, reason = self.cfg.format, ""
@@ -92,11 +96,11 @@ class DatasetBuilder(ABC):
         chosen: Format = registry.get("format", name)
         return name, chosen, reason
 
-    def log_format(self, record: Record, layout: str = "records") -> None:
-        """Says what 'auto' chose and why."""
+    def log_format(self, record: Record, shape: str, count: int, layout: str = "records") -> None:
+        """Says what 'auto' chose and why: 'json list of 1,200 records with 'conversations' -> conversation'."""
         name, _, reason = self.format_for(record, layout)
         if reason:
-            log.info("dataset '%s': format auto is '%s': %s", self.cfg.name, name, reason)
+            log.info("dataset '%s': %s of %s records %s -> %s", self.cfg.name, shape, f"{count:,}", reason, name)
 
     def recipe(self, record: Record, split: str, layout: str = "records") -> Recipe:
         """How records like ``record`` become samples. ``record`` is mapped and names its pictures."""
@@ -147,7 +151,7 @@ class DatasetBuilder(ABC):
 
     def _info_problems(self) -> list[str]:
         problems = info_problems(self.Info, self.cfg.build_info)
-        for key in self.required:
+        for key in self.required_keys():
             if self.cfg.build_info.get(key) in (None, "", []):
                 problems.append(f"build_info.{key} is not set")
         return problems

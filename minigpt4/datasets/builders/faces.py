@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.datasets.annotations import Annotations, read_annotations
 from minigpt4.datasets.builders.annotations import AnnotationInfo, AnnotationsBuilder
 
 
@@ -52,10 +51,9 @@ class FaceGPT4Vision(AnnotationsBuilder):
     Info: ClassVar[type[Any]] = SectionInfo
     required: ClassVar[tuple[str, ...]] = ("ann_path", "subsets_prompts")
 
-    def read(self, split: str) -> Annotations:
-        """Records of the chosen sections. Raises DataError for an unknown one and for an empty choice."""
-        sections = [name.strip() for name in self.info().subsets_prompts]
-        return read_annotations(self.ann_paths(split), list(dict.fromkeys(sections)))
+    def sections(self) -> list[str]:
+        """``subsets_prompts``, then ``sections``."""
+        return list(dict.fromkeys([*(name.strip() for name in self.info().subsets_prompts), *super().sections()]))
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class ShardsBuilder(DatasetBuilder):
         if split == "val" and not self.cfg.val.ann_path:
             raise DataError(f"dataset '{self.cfg.name}': no val split; name tar files of their own in val.ann_path")
         dataset = self._dataset(self._shards(split), split)
-        self.log_format(dataset.record(0))
+        self.log_format(dataset.record(0), "tar shards", len(dataset))
         return dataset
 
     def _shards(self, split: str) -> list[Path]:
