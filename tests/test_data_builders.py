@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IMAGE_PROMPT, Turn
 from tests.data_parts import builder, faces, json_file, png, tar_file
 
@@ -290,3 +291,32 @@ def test_a_picture_that_is_none_is_told_by_the_check(table: dict[str, Any], tmp_
     first.write_bytes(b"not a picture")
     (message,) = builder("mine", table).check()
     assert "faces.csv, line 2" in message and "cannot be read" in message
+
+
+def test_the_order_and_unit_of_boxes_are_told_by_the_block(tmp_path: Path) -> None:
+    faces(tmp_path, 1)  # 9 x 7 pixels
+    records = [{"image": "0.png", "phrase": "mouth", "corners": [0.29, 0.5, 0.57, 1.0]}]
+    block = {
+        "format": "refer",
+        "build_info": {"ann_path": json_file(tmp_path / "a.json", records), "image_path": str(tmp_path)},
+        "fields": {"box": "corners"},
+    }
+    made = builder("mine", block | {"box_format": "xyxy", "box_unit": "0..1"})
+    assert made.check() == []
+    assert made.build("train").sample(0, 0, 1).turns[0].answer == "{<29><50><57><100>}"
+    (problem,) = builder("mine", block).check()
+    assert "a.json, record 0: field 'box' holds" in problem and "is it box_unit: 0..1?" in problem
+    with pytest.raises(ConfigError, match="box_unit must be one of pixels, 0..1, 0..100; got '0..10'"):
+        DatasetConfig(box_unit="0..10")
+
+
+def test_phrases_with_boxes_pass_through_unharmed(tmp_path: Path) -> None:
+    faces(tmp_path, 1)
+    asked, said = "[refer] <p>left  eye</p> near {<1><2><30><40>}", "<p>eye</p> {<1><2><3><4>}<delim>{<5><6><7><8>}"
+    talk = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": said}]
+    info = {
+        "ann_path": json_file(tmp_path / "a.json", [{"image": "0.png", "conversations": talk}]),
+        "image_path": str(tmp_path),
+    }
+    sample = builder("mine", {"build_info": info}).build("train").sample(0, 0, 1)
+    assert sample.turns == (Turn(f"{IMAGE_PROMPT} {asked} ", said),)

@@ -124,6 +124,8 @@ class DatasetConfig:
     build_info: dict[str, Any] = field(default_factory=dict)  # checked by the builder
     format: str = "auto"  # registered format; auto = recognised by the fields of the records
     fields: dict[str, str] = field(default_factory=dict)  # name the format knows: column of the file
+    box_format: str = "xywh"  # field box: xywh (x, y, width, height) | xyxy (left, top, right, bottom)
+    box_unit: str = "pixels"  # of the box: pixels | 0..1 | 0..100 (shares or percents of width and height)
     prompts: list[str] = field(default_factory=list)  # what to ask; the format says how they are used
     prompts_file: str = ""  # the same from a text file, one prompt per line
     vis_processor: SplitProcessors = field(default_factory=SplitProcessors)  # pixels: {train: {name: ...}}
@@ -142,8 +144,13 @@ class DatasetConfig:
             raise ConfigError(f"batch_size must be >= 1, got {self.batch_size}")
         if self.sample_ratio is not None and self.sample_ratio < 0:
             raise ConfigError(f"sample_ratio must be >= 0, got {self.sample_ratio}")
-        if self.on_error not in ("raise", "skip"):
-            raise ConfigError(f"on_error must be 'raise' or 'skip', got '{self.on_error}'")
+        for key, allowed in (
+            ("on_error", ("raise", "skip")),
+            ("box_format", ("xywh", "xyxy")),
+            ("box_unit", ("pixels", "0..1", "0..100")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got '{getattr(self, key)}'")
         if not set(self.process_text) <= {"questions", "answers", "fields"}:
             raise ConfigError(f"process_text may hold 'questions', 'answers' and 'fields', got {self.process_text}")
         if not 0.0 <= self.max_bad_fraction <= 1.0:

@@ -16,11 +16,12 @@ from typing import Any
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Turn
-from minigpt4.conversation.boxes import box_text, clamped, grounded_phrase, has_area_inside, to_percents
+from minigpt4.conversation.boxes import BoxReader, box_text, grounded_phrase
 
 Format = Callable[[Mapping[str, Any], Sequence[str], Random], tuple[Turn, ...]]
 """record, prompts, rng -> turns. Raises DataError that names the field; the caller adds where the record is."""
 
+_PUBLISHED_BOXES = BoxReader(is_loose=True)
 PROMPT_ROOT = Path(__file__).resolve().parent.parent / "configs" / "prompts"
 TEXT_FIELDS = ("question", "answer", "caption", "phrase")
 """Fields of a record that ``process_text: [fields]`` cleans before a prompt is put around them."""
@@ -95,7 +96,7 @@ def classification(record: Mapping[str, Any], prompts: Sequence[str], rng: Rando
 
 @registry.register("format", "refer")
 def refer(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) -> tuple[Turn, ...]:
-    """``phrase`` (one is drawn from a list) and ``box`` (x, y, width, height in pixels): asks where the phrase is."""
+    """``phrase`` (one is drawn from a list) and ``box`` (see ``box_format``, ``box_unit``): asks where it is."""
     question = filled_template(prompts or prompt_lines("refer.txt"), drawn_text(record, "phrase", rng), rng)
     return (Turn(with_images(question, num_images(record)), _box_of(record)),)
 
@@ -116,19 +117,11 @@ def detection(record: Mapping[str, Any], prompts: Sequence[str], rng: Random) ->
 
 
 def _box_of(record: Mapping[str, Any]) -> str:
-    """``box`` as text in percents of the record's picture, as that is stored."""
+    """``box`` as text in percents of the record's picture, as that is stored; ``box_reader`` knows order and unit."""
     if "image_sizes" not in record or not len(record["image_sizes"]):
         raise DataError("has no image; a box needs one")
-    value = record.get("box")
-    parts = value.replace(",", " ").split() if isinstance(value, str) else value
-    try:
-        x, y, width, height = (float(part) for part in parts or ())
-    except (TypeError, ValueError):
-        raise DataError(f"field 'box' holds {value!r}, expected x, y, width, height in pixels") from None
-    size = record["image_sizes"][0]
-    if not has_area_inside((x, y, width, height), size):
-        raise DataError(f"field 'box' holds {value!r}, which covers nothing of a picture of {size[0]} x {size[1]}")
-    return box_text(clamped(to_percents((x, y, width, height), size)))
+    reader: BoxReader = record.get("box_reader", _PUBLISHED_BOXES)
+    return box_text(reader.percents(record.get("box"), record["image_sizes"][0]))
 
 
 @registry.register("format", "text")

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from minigpt4.common.errors import DataError, nearest
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Turn
+from minigpt4.conversation.boxes import BoxReader
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
 from minigpt4.datasets.stored import StoredImage, content_hash
@@ -51,6 +52,7 @@ class Recipe:
     vision: ImageProcessor
     text: TextProcessor
     process_text: tuple[str, ...]
+    boxes: BoxReader = BoxReader()
 
     def mapped(self, record: Record) -> Record:
         """``record`` with the columns of ``fields`` under the names that formats know."""
@@ -60,7 +62,7 @@ class Recipe:
         """Turns of a mapped record, cleaned where the configuration says so."""
         if "fields" in self.process_text:
             record = {**record, **{key: self._cleaned(record[key]) for key in TEXT_FIELDS if key in record}}
-        turns = self.format(record, self.prompts, rng)
+        turns = self.format({**record, "box_reader": self.boxes}, self.prompts, rng)
         if "questions" in self.process_text:
             turns = tuple(replace(turn, prompt=self._cleaned_prompt(turn.prompt)) for turn in turns)
         if "answers" in self.process_text:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from minigpt4.common.errors import ConfigError, DataError, nearest
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import DatasetConfig, ProcessorConfig, SplitProcessors
+from minigpt4.conversation.boxes import BoxReader
 from minigpt4.datasets.annotations import Record
 from minigpt4.datasets.formats import Format, lines_of, recognise
 from minigpt4.datasets.map_dataset import Recipe
@@ -53,6 +54,8 @@ class DatasetBuilder(ABC):
     Config: ClassVar[type[DatasetConfig]] = DatasetConfig
     Info: ClassVar[type[Any]]
     required: ClassVar[tuple[str, ...]] = ()  # keys of build_info that must be written, see required_keys
+
+    has_loose_boxes: ClassVar[bool] = False  # published with boxes that stick out of their pictures
 
     def __init__(self, cfg: DatasetConfig, image: ImageSize, default_prompts: Sequence[str] = ()) -> None:
         self.cfg = cfg
@@ -113,6 +116,7 @@ class DatasetBuilder(ABC):
             vision=make_image_processor(self._processor(self.cfg.vis_processor, split), self.image),
             text=make_text_processor(text),
             process_text=tuple(self.cfg.process_text) if text.name else (),
+            boxes=BoxReader(self.cfg.box_format, self.cfg.box_unit, self.has_loose_boxes),
         )
 
     def spot_check(self, count: int, look: Callable[[int], None]) -> list[str]:

@@ -121,6 +121,7 @@ class ReferBuilder(CocoBuilder):
 
     Info: ClassVar[type[Any]] = ReferInfo
     required: ClassVar[tuple[str, ...]] = ("ann_path", "image_path", "dataset", "splitBy")
+    has_loose_boxes: ClassVar[bool] = True
 
     def read(self, split: str) -> Annotations:
         """Objects of the split, one record each."""
@@ -152,6 +153,7 @@ class VisualGenomeBuilder(AnnotationsBuilder):
 
     Info: ClassVar[type[Any]] = VisualGenomeInfo
     required: ClassVar[tuple[str, ...]] = ("data_dir",)
+    has_loose_boxes: ClassVar[bool] = True
 
     def check_data(self) -> list[str]:
         """The folder, and what must lie in it."""
