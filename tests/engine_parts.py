@@ -24,6 +24,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig, ValConfig, ValidConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Encoded, Sample, Turn
 from minigpt4.conversation.encoding import Encoder
+from minigpt4.datasets.balance import Groups, group_records
 from minigpt4.models.base_model import LossOutput
 from minigpt4.models.generation import GenerateOptions
 from minigpt4.tasks.base_task import Training
@@ -133,6 +134,11 @@ class TinyDataset:
 
     def __len__(self) -> int:
         return self.size
+
+    def groups(self) -> Groups | None:
+        if not self.cfg.balance.by:
+            return None
+        return group_records([str(min(index, 3)) for index in range(self.size)], self.cfg.balance.temperature)
 
     def sample(self, pass_index: int, index: int, seed: int) -> Sample:
         draw = Random(f"{seed}/{self.name}/{pass_index}/{index}")

@@ -244,6 +244,9 @@ def test_ranks_and_accumulation_that_change_together_are_no_difference() -> None
     (line,) = name_differences(before, {**before, "world size": 4})
     assert line.startswith("micro-batches per window (run.accum_grad_iters x ranks): 8 in the checkpoint, 16 now")
     assert len(name_differences(before, {**before, "world size": 1, "run.seed": 2})) == 2
+    assert name_differences(before, {**before, "balance": {}}) == []
+    (line,) = name_differences(before, {**before, "balance": {"faces": {"by": "label", "temperature": 0.0}}})
+    assert line.startswith("balance: {} in the checkpoint, {'faces'")
 
 
 @pytest.mark.parametrize("change", ["2 to 1", "1 to 2"])

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.datasets.sampler import SampleKey, WindowSampler, permuted
+from minigpt4.datasets.balance import permuted
+from minigpt4.datasets.sampler import SampleKey, WindowSampler
 
 
 def sampler(

@@ -115,6 +115,18 @@ class ValConfig:
 
 
 @dataclass(frozen=True)
+class BalanceConfig:
+    """``datasets.X.balance``: how often groups of records are drawn inside one data set."""
+
+    by: str = ""  # what makes a group: section, or any field of a record; "" = no groups
+    temperature: float = 0.0  # groups are drawn by size ** temperature: 0 = all equally often, 1 = as the data are
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 1.0:
+            raise ConfigError(f"balance.temperature must be in 0..1, got {self.temperature}")
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     """``datasets.<name>:`` keys every builder understands."""
 
@@ -134,6 +146,7 @@ class DatasetConfig:
     process_text: list[str] = field(default_factory=lambda: ["questions"])  # cleaned: questions | answers | fields
     batch_size: int = 1  # samples per micro-batch and GPU
     sample_ratio: float | None = None  # relative weight of drawing; 0 leaves the set out; all sets or none
+    balance: BalanceConfig = field(default_factory=BalanceConfig)  # draws within the set, by group
     on_error: str = "raise"  # a sample that cannot be read: raise stops the run, skip takes the next one
     max_bad_fraction: float = 0.0  # with skip: more broken samples than this share stop the run
     image_backend: str = "exact"  # how pictures are decoded; exact = Pillow
@@ -218,6 +231,9 @@ class RunConfig:
     max_epoch: int = 1  # the run has max_epoch x iters_per_epoch iterations
     iters_per_epoch: int | None = None  # iterations per epoch and rank; absent = one pass over the data
     accum_grad_iters: int = 1  # iterations per optimiser step
+    # without any sample_ratio: 1 = samples of a set are drawn by its size, 0 = equally many of each, between: by
+    # size ** mix_temperature; absent = micro-batches of every set equally often
+    mix_temperature: float | None = None
     num_workers: int = 0  # loader processes per rank; 0 = none
     seed: int = 42  # decides order, drawing and dropout
     output_dir: str = "output"  # where job folders are made
@@ -246,6 +262,8 @@ class RunConfig:
         for key in ("max_epoch", "accum_grad_iters", "log_freq", "row_tokens"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be >= 1, got {getattr(self, key)}")
+        if self.mix_temperature is not None and not 0.0 <= self.mix_temperature <= 1.0:
+            raise ConfigError(f"mix_temperature must be in 0..1, got {self.mix_temperature}")
         if self.iters_per_epoch is not None and self.iters_per_epoch < 1:
             raise ConfigError(f"iters_per_epoch must be >= 1, got {self.iters_per_epoch}")
         for key, allowed in (

@@ -136,7 +136,7 @@ class BoxReader:
             within = f"{size[0]} x {size[1]} pixels" if self.unit == "pixels" else self.unit
             hint = self._hint(numbers, limits)
             raise DataError(f"{told}, from left, top to right, bottom {shown}: outside of {within}{hint}")
-        if self.unit == "pixels" and max(corners) <= 1 and max(size) > 1:
+        if self.unit == "pixels" and max(numbers) <= 1 and max(size) > 1:
             raise DataError(f"{told}, less than a pixel of {size[0]} x {size[1]}; is it box_unit: 0..1?")
 
     def _hint(self, numbers: Sequence[float], limits: tuple[float, float]) -> str:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IGNORE_INDEX, BadRecord, Batch, Encoded, Sample
+from minigpt4.datasets.balance import Groups
 from minigpt4.datasets.sampler import WindowSampler
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class SampleDataset(Protocol):
         """The YAML block."""
 
     def __len__(self) -> int: ...
+
+    def groups(self) -> Groups | None:
+        """Groups to be balanced, if the YAML asks for it."""
 
     def sample(self, pass_index: int, index: int, seed: int) -> Sample:
         """A pure function of its arguments."""

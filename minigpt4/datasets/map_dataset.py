@@ -19,6 +19,7 @@ from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Turn
 from minigpt4.conversation.boxes import BoxReader
 from minigpt4.datasets.annotations import Annotations, Record
+from minigpt4.datasets.balance import Groups, group_records
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
 from minigpt4.datasets.stored import StoredImage, content_hash
 from minigpt4.datasets.talks import with_part_images
@@ -195,6 +196,12 @@ class MapDataset(ABC):
     def fingerprint(self) -> str:
         """Hash of the data; changes when a file does."""
 
+    def groups(self) -> Groups | None:
+        """What ``balance.by`` makes of the records; None without. Raises DataError where groups are not known."""
+        if self.cfg.balance.by:
+            raise DataError("balance: this kind of data set does not know its records before they are read")
+        return None
+
     def sample(self, pass_index: int, index: int, seed: int) -> Sample:
         """A sample as a pure function of its arguments. Raises DataError with data set, file and place."""
         if not 0 <= index < len(self):
@@ -278,6 +285,35 @@ class AnnotationDataset(MapDataset):
             return (open_image(path) for path in self.finder.find(record))
 
         return self.make_sample(self.finder.named(record), opened, record_id(record, self._indices[index]), rng)
+
+    def groups(self) -> Groups | None:
+        """Records by section or by the field ``balance.by``. Raises DataError for a record without, and without groups.
+
+        A field called 'section' counts where the file has no sections.
+        """
+        return self._groups if self.cfg.balance.by else None
+
+    @cached_property
+    def _groups(self) -> Groups:
+        groups = group_records([self._group_of(index) for index in self._indices], self.cfg.balance.temperature)
+        if 1 < len(groups.names) == len(self):
+            raise DataError(f"balance.by '{self.cfg.balance.by}': every record is a group of its own")
+        return groups
+
+    def _group_of(self, index: int) -> str:
+        by = self.cfg.balance.by
+        if by == "section" and self.annotations.section(index):
+            return self.annotations.section(index)
+        record = self.recipe.mapped(self.annotations[index])
+        value = record.get(by)
+        if by not in record:
+            hint = nearest(by, map(str, record))
+            problem = f"balance.by: no field '{by}'{hint}; fields: {', '.join(map(str, record))}"
+        elif isinstance(value, (str, int, float)) and str(value).strip():
+            return str(value).strip()
+        else:
+            problem = f"balance.by: field '{by}' holds {value!r}, expected text or a number"
+        raise DataError(f"{self.annotations.where(index)}: {problem}")
 
     def fingerprint(self) -> str:
         """Hash over the annotation files."""

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.datasets.balance import BalancedOrder, Groups, PlainOrder
 
 _CHUNK = 1 << 20
 _MASK = (1 << 64) - 1
-_ROUNDS = 6
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One sample: number of the data set, how often it was passed through before, index in it."""
+    """One sample: number of the data set, how often its set (or its group) was passed through before, index in it."""
 
     dataset: int
     pass_index: int
@@ -32,8 +29,9 @@ class WindowSampler:
 
     Window w is the micro-batches ``[w * G, (w + 1) * G)`` of one endless sequence, G = accumulation x world size.
     Micro-batch m draws a data set by ratio from word m of a counter-based generator (Philox, Salmon et al. 2011) and
-    takes that set's next ``batch_size`` samples; each pass through a set is a new permutation. Rank r takes every
-    world-th micro-batch, so N ranks see what one rank with N-fold accumulation sees.
+    takes that set's next ``batch_size`` samples; each pass through a set is a new permutation, of its records or, with
+    ``groups``, of what is due to each group (see BalancedOrder). Rank r takes every world-th micro-batch, so N ranks
+    see what one rank with N-fold accumulation sees.
     """
 
     def __init__(
@@ -45,6 +43,7 @@ class WindowSampler:
         world_size: int,
         rank: int,
         seed: int,
+        groups: Sequence[Groups | None] = (),
     ) -> None:
         assert len(sizes) == len(ratios) == len(batch_sizes) and 0 <= rank < world_size and accumulation > 0
         if any(ratio < 0 for ratio in ratios):
@@ -61,7 +60,12 @@ class WindowSampler:
         self._edges = np.array(
             [min(int(edge * 2**64), _MASK) for edge in np.cumsum(self._shares)[:-1]], dtype=np.uint64
         )
-        self._sizes, self._batch_sizes = list(sizes), list(batch_sizes)
+        self._batch_sizes = list(batch_sizes)
+        self._orders = {
+            number: BalancedOrder(chosen, seed, number) if chosen else PlainOrder(sizes[number], seed, number)
+            for number in self._active
+            for chosen in [groups[number] if groups else None]
+        }
         self._accumulation, self._world_size, self._rank = accumulation, world_size, rank
         self._seed = seed
         self._known = (0, np.zeros(len(self._active), dtype=np.int64))  # memo: counts before a micro-batch
@@ -83,13 +87,16 @@ class WindowSampler:
         sizes = [self._batch_sizes[number] for number in self._active]
         return float(np.dot(self._shares, sizes))
 
+    @property
+    def shares(self) -> list[float]:
+        """Chance of each data set to be drawn, 0 for those that are left out."""
+        known = dict(zip(self._active, self._shares, strict=True))
+        return [float(known.get(number, 0.0)) for number in range(len(self._batch_sizes))]
+
     def _samples(self, dataset: int, batches_before: int) -> list[SampleKey]:
-        size, batch_size = self._sizes[dataset], self._batch_sizes[dataset]
-        keys = []
-        for number in range(batches_before * batch_size, (batches_before + 1) * batch_size):
-            pass_index, place = divmod(number, size)
-            keys.append(SampleKey(dataset, pass_index, permuted(place, size, self._seed, dataset, pass_index)))
-        return keys
+        order, size = self._orders[dataset], self._batch_sizes[dataset]
+        numbers = range(batches_before * size, (batches_before + 1) * size)
+        return [SampleKey(dataset, *order.drawn(number)) for number in numbers]
 
     def _draws(self, start: int, count: int) -> NDArray[np.intp]:
         """Positions in ``_active`` for micro-batches [start, start + count)."""
@@ -106,33 +113,3 @@ class WindowSampler:
             begin += size
         self._known = (start, counts)
         return counts
-
-
-def permuted(place: int, size: int, seed: int, dataset: int, pass_index: int) -> int:
-    """The index at ``place`` of one pass's permutation of ``range(size)``, without storing it.
-
-    A Feistel network over the next power of four, walked until it lands inside (Black and Rogaway, 2002).
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    keys = _round_keys(seed, dataset, pass_index)
-    while True:
-        left, right = place >> half, place & mask
-        for key in keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
-        place = left << half | right
-        if place < size:
-            return place
-
-
-@lru_cache(maxsize=1024)
-def _round_keys(seed: int, dataset: int, pass_index: int) -> tuple[int, ...]:
-    digest = hashlib.sha512(f"{seed}/{dataset}/{pass_index}".encode()).digest()
-    return struct.unpack(f"<{_ROUNDS}Q", digest[: 8 * _ROUNDS])
-
-
-def _mixed(value: int) -> int:
-    """The finaliser of splitmix64: every input bit reaches every output bit."""
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
-    return value ^ value >> 31

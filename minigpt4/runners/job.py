@@ -145,7 +145,7 @@ def name_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 def _by_window(order: Mapping[str, Any]) -> dict[str, Any]:
     """``order`` with ranks and accumulation as their product: a window is the same list of samples however it is spread
     over ranks. (A schedule that is not constant still differs a little: it counts micro-batches per rank.)"""
-    result = dict(order)
+    result = {"balance": {}, **order}  # checkpoints of before know none
     ranks, accumulation = result.pop("world size"), result.pop("run.accum_grad_iters")
     return {"micro-batches per window (run.accum_grad_iters x ranks)": ranks * accumulation, **result}
 

@@ -12,16 +12,19 @@ from torch import nn
 from minigpt4.common.logger import console
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Sample
 from minigpt4.conversation.encoding import Encoder
+from minigpt4.datasets.balance import Groups
 from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.sampler import WindowSampler
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.weights import part_of
-from minigpt4.runners.parts import Plan, ratios_of
+from minigpt4.runners.parts import Plan
 
 log = logging.getLogger(__name__)
 
 _LOOKED_AT = 128
 """Records looked at before a run, all data sets together."""
+_GROUPS_SHOWN = 8
+"""Balanced groups that the header names; of more than these the smallest and the largest."""
 _SHOWN = 700
 """Characters of one piece of an example; longer pieces lose their middle."""
 
@@ -77,7 +80,7 @@ def _holds(labels: Sequence[int], end: Sequence[int]) -> bool:
 
 def show(surveys: Sequence[Survey], sampler: WindowSampler, plan: Plan, world_size: int, model: BaseModel) -> None:
     """Data sets, batch, windows, parameters and examples (rank 0)."""
-    for line in data_lines(surveys, plan, world_size):
+    for line in data_lines(surveys, sampler, plan, world_size):
         log.info(line)
     for line in batch_lines(surveys, sampler, plan, world_size):
         log.info(line)
@@ -89,13 +92,11 @@ def show(surveys: Sequence[Survey], sampler: WindowSampler, plan: Plan, world_si
     log.info("answers cut by max_txt_len: %d of %d records looked at (%.1f %%)", cut, looked_at, 100 * cut / looked_at)
 
 
-def data_lines(surveys: Sequence[Survey], plan: Plan, world_size: int) -> Iterator[str]:
-    """One line per data set: size, share of the draws, passes over it, length of its samples."""
-    ratios = ratios_of([item.dataset for item in surveys])
+def data_lines(surveys: Sequence[Survey], sampler: WindowSampler, plan: Plan, world_size: int) -> Iterator[str]:
+    """One line per data set: size, share of the draws, passes over it, length of its samples; one per balanced set."""
     drawn = plan.total_windows * plan.accumulation * world_size  # micro-batches of all ranks
     width = max(len(item.name) for item in surveys)
-    for item, ratio in zip(surveys, ratios, strict=True):
-        share = ratio / sum(ratios)
+    for item, share in zip(surveys, sampler.shares, strict=True):
         size = len(item.dataset)
         passes = drawn * share * item.dataset.cfg.batch_size / size
         mean = [count / item.looked_at for count in (item.tokens, item.image_tokens, item.supervised)]
@@ -103,6 +104,24 @@ def data_lines(surveys: Sequence[Survey], plan: Plan, world_size: int) -> Iterat
             f"data    {item.name:<{width}}  {size:>10,} samples  ratio {100 * share:5.1f} %  {passes:8.2f} passes  "
             f"{mean[0]:.0f} tokens each ({mean[1]:.0f} image, {mean[2]:.0f} supervised)"
         )
+        groups = item.dataset.groups()
+        if groups is not None:
+            yield f"balance {item.name:<{width}}  {balance_text(item.dataset.cfg.balance.by, groups, passes)}"
+
+
+def balance_text(by: str, groups: Groups, passes: float) -> str:
+    """Share of the draws and passes of each group, the smallest first; of many groups both ends."""
+    sizes, quotas = groups.sizes, groups.quotas()
+    order = sorted(range(len(sizes)), key=lambda number: (sizes[number], groups.names[number]))
+    parts = [
+        f"{groups.names[number]} {100 * quotas[number] / quotas.sum():.1f} % "
+        f"({sizes[number]:,} records, {passes * quotas[number] / sizes[number]:.2f} passes)"
+        for number in order
+    ]
+    if len(parts) > _GROUPS_SHOWN:
+        half = _GROUPS_SHOWN // 2
+        parts[half:-half] = [f"... {len(parts) - 2 * half} more ..."]
+    return f"by {by}, temperature {groups.temperature:g}: " + ", ".join(parts)
 
 
 def batch_lines(surveys: Sequence[Survey], sampler: WindowSampler, plan: Plan, world_size: int) -> Iterator[str]:
@@ -116,11 +135,10 @@ def batch_lines(surveys: Sequence[Survey], sampler: WindowSampler, plan: Plan, w
     )
     epochs = "1 epoch" if plan.max_epoch == 1 else f"{plan.max_epoch} epochs"
     yield f"steps   {epochs} x {plan.windows_per_epoch} windows = {plan.total_windows:,} optimiser steps"
-    ratios = ratios_of([item.dataset for item in surveys])
     micro_batches = plan.accumulation * world_size
     tokens = supervised = 0.0
-    for item, ratio in zip(surveys, ratios, strict=True):
-        samples = micro_batches * ratio / sum(ratios) * item.dataset.cfg.batch_size
+    for item, share in zip(surveys, sampler.shares, strict=True):
+        samples = micro_batches * share * item.dataset.cfg.batch_size
         tokens += samples * item.tokens / item.looked_at
         supervised += samples * item.supervised / item.looked_at
     yield f"tokens  about {tokens:,.0f} per step, {supervised:,.0f} of them supervised"

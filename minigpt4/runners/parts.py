@@ -82,7 +82,7 @@ def make_plan(cfg: Config, datasets: list[SampleDataset], sampler: WindowSampler
     run = cfg.run
     iterations = run.iters_per_epoch
     if iterations is None:
-        samples = sum(len(d) for d, ratio in zip(datasets, ratios_of(datasets), strict=True) if ratio > 0)
+        samples = sum(len(dataset) for dataset, share in zip(datasets, sampler.shares, strict=True) if share > 0)
         iterations = math.ceil(samples / (sampler.expected_samples_per_micro_batch() * world_size))
     plan = Plan(run.accum_grad_iters, math.ceil(iterations / run.accum_grad_iters), run.max_epoch)
     if run.iters_per_epoch is not None and plan.iters_per_epoch != run.iters_per_epoch:
@@ -116,8 +116,10 @@ def choose_packing(name: str, model: BaseModel) -> str:
     return "packed" if model.attends_by_sample else "padded"  # else it would be one dense T x T block
 
 
-def ratios_of(datasets: Sequence[SampleDataset]) -> list[float]:
-    """Relative weights of drawing; equal ones where the YAML gives none."""
+def ratios_of(datasets: Sequence[SampleDataset], temperature: float | None) -> list[float]:
+    """Relative weights of drawing a micro-batch; where the YAML gives none equal ones, or by size ** temperature."""
+    if temperature is not None and all(dataset.cfg.sample_ratio is None for dataset in datasets):
+        return [len(dataset) ** temperature / dataset.cfg.batch_size for dataset in datasets]  # counts samples
     return [1.0 if dataset.cfg.sample_ratio is None else dataset.cfg.sample_ratio for dataset in datasets]
 
 
@@ -125,12 +127,13 @@ def build_sampler(cfg: Config, datasets: list[SampleDataset], dist: DistContext)
     """The order of samples of this rank, a pure function of the seed and the window."""
     return WindowSampler(
         sizes=[len(dataset) for dataset in datasets],
-        ratios=ratios_of(datasets),
+        ratios=ratios_of(datasets, cfg.run.mix_temperature),
         batch_sizes=[dataset.cfg.batch_size for dataset in datasets],
         accumulation=cfg.run.accum_grad_iters,
         world_size=dist.world_size,
         rank=dist.rank,
         seed=cfg.run.seed,
+        groups=[dataset.groups() for dataset in datasets],
     )
 
 

@@ -347,6 +347,8 @@ class RunnerBase:
             "run.max_epoch": run.max_epoch,
             "sample_ratio": {name: cfg.sample_ratio for name, cfg in sets.items()},
             "batch_size": {name: cfg.batch_size for name, cfg in sets.items()},
+            "run.mix_temperature": run.mix_temperature,
+            "balance": {name: asdict(cfg.balance) for name, cfg in sets.items() if cfg.balance.by},
             "data": {dataset.name: dataset.fingerprint() for dataset in self.datasets},
         }
 

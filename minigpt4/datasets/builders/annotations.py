@@ -174,6 +174,8 @@ class AnnotationsBuilder(DatasetBuilder):
             columns = ", ".join(map(str, annotations[0]))
             hint = f"write fields: {{image: one of {columns}}}, or data_type: text"
             problems.append(f"build_info.image_path is set, but records name no image; {hint}")
+        if not problems and split == "train":
+            dataset.groups()  # a record without a group is told
         return problems
 
     def _is_text(self) -> bool:

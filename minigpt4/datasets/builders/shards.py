@@ -41,6 +41,8 @@ class ShardsBuilder(DatasetBuilder):
         """All shards exist, and samples of the first one can be read."""
         if self.cfg.val.fraction:
             return ["val.fraction: shards are not split; name tar files of their own in val.ann_path"]
+        if self.cfg.balance.by:
+            return ["balance: records of shards are not known before they are read; make one data set per group"]
         try:
             shards = self._shards("train")
         except DataError as error:
