@@ -307,11 +307,11 @@ def _write_data(home: Path) -> tuple[Path, Path]:
     def said(most: int) -> str:
         return " ".join(draw.choices(words, k=draw.randint(1, most)))
 
-    lines = ["file,q,label"]
+    lines = ["file,q,label,kind"]
     for number in range(17):
         size = (draw.randint(30, 90), draw.randint(30, 90))
         Image.frombytes("RGB", size, draw.randbytes(3 * size[0] * size[1])).save(home / f"{number}.png")
-        lines.append(f"{number}.png,what {said(4)}?,{said(9)}")
+        lines.append(f"{number}.png,what {said(4)}?,{said(9)},{min(number, 4)}")
     (home / "5.png").write_bytes((home / "5.png").read_bytes()[:100])  # on_error: skip takes the next one
     faces, talk = home / "faces.csv", home / "talk.json"
     faces.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -230,6 +230,16 @@ def test_three_ranks_sum_in_the_same_order_after_a_resume(stories: Stories) -> N
     assert_same_run(stories.result("three"), stories.result("alone three"))
 
 
+@pytest.mark.slow
+def test_a_balanced_order_goes_on_where_it_was_killed(stories: Stories) -> None:
+    setup = Setup(2, 2, "packed", ("datasets.faces.balance.by=kind",))
+    stories.begin("alone balanced", undisturbed, setup)
+    stories.begin("balanced", killed_between_windows, setup)
+    assert_same_run(stories.result("balanced"), stories.result("alone balanced"))
+    losses = [row["loss"] for row in rows(stories.result("alone balanced"))]
+    assert losses != [row["loss"] for row in rows(stories.result("alone 2 packed"))]
+
+
 def test_some_windows_of_the_proof_have_no_image_on_one_rank_alone() -> None:
     def is_text_only(rank: int, window: int) -> bool:
         sampler = WindowSampler([12, 7], [2, 1], [2, 3], 2, 2, rank, 42)
