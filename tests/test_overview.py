@@ -73,6 +73,19 @@ def test_a_dry_run_shows_data_batch_parameters_and_an_example(
     assert not (tmp_path / "output").exists()
 
 
+def test_a_dry_run_says_what_was_recognised_and_how_groups_are_drawn(
+    tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{n}.png,Who is it?,{'somebody' if n else 'nobody'}\n" for n in range(4))
+    (tmp_path / "faces.csv").write_text(f"image,question,answer\n{rows}", encoding="utf-8")
+    config["datasets"]["faces"] |= {"format": "auto", "balance": {"by": "answer"}}
+    assert _dry_run(tmp_path, config) == 0
+    shown = capsys.readouterr().out
+    assert "dataset 'faces': table of 4 records with 'question' -> vqa" in shown
+    balance = "nobody 50.0 % (1 records, 12.00 passes), somebody 50.0 % (3 records, 4.00 passes)"
+    assert f"balance faces  by answer, temperature 0: {balance}" in shown
+
+
 def test_a_dry_run_under_a_launcher_counts_all_ranks(
     tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,8 @@ class Groups:
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Records per group."""
-        return np.bincount(self.of_record, minlength=len(self.names)).astype(np.int64)
+        counts: NDArray[np.int64] = np.bincount(self.of_record, minlength=len(self.names))
+        return counts
 
     def quotas(self) -> NDArray[np.int64]:
         """Draws per group in one pass of as many draws as there are records; none is 0. By largest remainder."""

@@ -26,6 +26,10 @@ from minigpt4.datasets.map_dataset import (
 )
 from minigpt4.datasets.sources import check_source, read_sources
 
+_READ = 20_000
+"""Records, spread over the set, that a check turns into turns: about half a second."""
+_FILES = 2_000
+"""Records of which a check looks for the pictures without opening them: asking a far disk takes a millisecond."""
 _SAME_FILE = {  # published under both names
     "multi_task_conversation.json": "multitask_conversation.json",
     "multitask_conversation.json": "multi_task_conversation.json",
@@ -36,8 +40,8 @@ _SAME_FILE = {  # published under both names
 class AnnotationInfo:
     """``build_info`` of annotation files. The last two keys belong to the format 'mapping'."""
 
-    # a .json, .jsonl, .csv, .tsv or .parquet file, a folder of save_to_disk or of one folder per class, or a list
-    ann_path: str | list[str] = ""
+    # files: .json, .jsonl, .csv, .tsv, .parquet, .arrow; folders: of tables, of save_to_disk, or one folder per class
+    ann_path: str | list[str] = ""  # an annotation file, a folder of records, or a list of these
     image_path: str = ""  # folder below which the records' images lie; "" = records without images
     sections: list[str] = field(default_factory=list)  # of a {section: [records]} file: those to train on, in order
     image_names: list[str] = field(default_factory=list)  # the first that exists: `["{id}.jpg", "{image}"]`
@@ -151,9 +155,9 @@ class AnnotationsBuilder(DatasetBuilder):
         dataset = AnnotationDataset(self.cfg, recipe, annotations, finder)
         seen = []
 
-        def look(index: int) -> None:
+        def look(index: int, is_opened: bool = True) -> None:
             def sizes() -> Iterator[Image.Image]:
-                if not look_for_images:
+                if not (look_for_images and is_opened):
                     raise _NotLookedAt
                 return (open_image(path, decode=False) for path in finder.find(recipe.mapped(annotations[index])))
 
@@ -161,15 +165,24 @@ class AnnotationsBuilder(DatasetBuilder):
                 record = dataset.record(index)
                 recipe.turns({**record, "image_sizes": ImageSizes(sizes)}, Random(0))
                 seen.append(num_images(record))
-                if look_for_images:  # the heads of the files alone: a broken one is told before weights load
-                    for path in finder.find(recipe.mapped(annotations[index])):
-                        open_image(path, decode=False)
+                if look_for_images and is_opened:  # the heads of the files alone: a broken one is told
+                    list(sizes())
             except _NotLookedAt:
                 seen.append(1)
             except DataError as error:
                 raise DataError(f"{annotations.where(index)}: {error}") from None
 
+        def look_for_files(index: int) -> None:
+            try:
+                finder.find(recipe.mapped(annotations[index]))
+            except DataError as error:
+                raise DataError(f"{annotations.where(index)}: {error}") from None
+
         problems = self.spot_check(len(dataset), look)
+        if not problems:
+            problems = self.spot_check(len(dataset), lambda index: look(index, is_opened=False), _READ)
+        if not problems and look_for_images:
+            problems = self.spot_check(len(dataset), look_for_files, _FILES)
         if not problems and finder.root is not None and not any(seen) and not self._is_text():
             columns = ", ".join(map(str, annotations[0]))
             hint = f"write fields: {{image: one of {columns}}}, or data_type: text"

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _PLACEHOLDER = re.compile(r"path/to|<[^<>]*>", re.IGNORECASE)
 _PACKAGE = Path(__file__).resolve().parent.parent.parent
 _LOOKED_AT = 16
-"""Records, spread over the set, that a check turns into turns."""
+"""Records, spread over the set, of which a check opens the pictures."""
 
 
 class ImageSize(Protocol):
@@ -119,12 +119,12 @@ class DatasetBuilder(ABC):
             boxes=BoxReader(self.cfg.box_format, self.cfg.box_unit, self.has_loose_boxes),
         )
 
-    def spot_check(self, count: int, look: Callable[[int], None]) -> list[str]:
-        """The first complaint of ``look`` over indices spread over a set of ``count``.
+    def spot_check(self, count: int, look: Callable[[int], None], most: int = _LOOKED_AT) -> list[str]:
+        """The first complaint of ``look`` over at most ``most`` indices spread over a set of ``count``.
 
         With ``on_error: skip`` a broken record is no mistake of the YAML unless every one looked at is broken.
         """
-        number = min(count, _LOOKED_AT)
+        number = min(count, most)
         indices = sorted({place * (count - 1) // max(1, number - 1) for place in range(number)})
         problems = []
         for index in indices:
