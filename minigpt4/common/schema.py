@@ -231,8 +231,8 @@ class RunConfig:
     max_epoch: int = 1  # the run has max_epoch x iters_per_epoch iterations
     iters_per_epoch: int | None = None  # iterations per epoch and rank; absent = one pass over the data
     accum_grad_iters: int = 1  # iterations per optimiser step
-    # without any sample_ratio, samples of a set are drawn by size ** mix_temperature: 1 = by its size, 0 = equally many
-    mix_temperature: float | None = None  # 0..1; absent = micro-batches of every set equally often
+    # 1 = samples come by the sizes of the sets, 0 = equally many of each; absent = micro-batches of each equally often
+    mix_temperature: float | None = None  # 0..1; without any sample_ratio, sets are drawn by size ** mix_temperature
     num_workers: int = 0  # loader processes per rank; 0 = none
     seed: int = 42  # decides order, drawing and dropout
     output_dir: str = "output"  # where job folders are made

@@ -40,8 +40,8 @@ _SAME_FILE = {  # published under both names
 class AnnotationInfo:
     """``build_info`` of annotation files. The last two keys belong to the format 'mapping'."""
 
-    # files: .json, .jsonl, .csv, .tsv, .parquet, .arrow; folders: of tables, of save_to_disk, or one folder per class
-    ann_path: str | list[str] = ""  # an annotation file, a folder of records, or a list of these
+    # a folder holds tables, what save_to_disk wrote, or one folder per class
+    ann_path: str | list[str] = ""  # a .json, .jsonl, .csv, .tsv or .parquet file, a folder of records, or a list
     image_path: str = ""  # folder below which the records' images lie; "" = records without images
     sections: list[str] = field(default_factory=list)  # of a {section: [records]} file: those to train on, in order
     image_names: list[str] = field(default_factory=list)  # the first that exists: `["{id}.jpg", "{image}"]`
