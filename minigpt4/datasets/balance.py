@@ -29,15 +29,14 @@ class Groups:
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Records per group."""
-        counts: NDArray[np.int64] = np.bincount(self.of_record, minlength=len(self.names))
-        return counts
+        return np.bincount(self.of_record, minlength=len(self.names))
 
     def quotas(self) -> NDArray[np.int64]:
         """Draws per group in one pass of as many draws as there are records; none is 0. By largest remainder."""
         size = len(self.of_record)
         weights = self.sizes.astype(np.float64) ** self.temperature
         exact = weights / weights.sum() * size
-        whole = np.floor(exact + 1e-9).astype(np.int64)
+        whole: NDArray[np.int64] = np.floor(exact + 1e-9).astype(np.int64)
         left = size - int(whole.sum())
         if left > 0:
             whole[np.argsort(whole - exact, kind="stable")[:left]] += 1
