@@ -131,7 +131,9 @@ def test_a_row_that_cannot_be_used_is_named_before_training(tmp_path: Path) -> N
     images = [{"bytes": png(1), "path": None}] * 5 + [{"bytes": None, "path": "far.png"}]
     source = parquet(tmp_path / "a.parquet", table(image=pa.array(images, BYTES_AND_PATH)))
     (problem,) = builder("mine", {"build_info": {"ann_path": str(source)}}).check()
-    assert "a.parquet, row 5: field 'image' holds no picture bytes; its path is 'far.png'" in problem
+    assert "a.parquet, row 5: field 'image' holds no picture bytes, and its path 'far.png' leads to no file" in problem
+    Image.new("RGB", (4, 4)).save(tmp_path / "far.png")
+    assert builder("mine", {"build_info": {"ann_path": str(source)}}).check() == []
     images[5] = {"bytes": b"no picture", "path": None}
     source = parquet(tmp_path / "b.parquet", table(image=pa.array(images, BYTES_AND_PATH)))
     (problem,) = builder("mine", {"build_info": {"ann_path": str(source)}}).check()

@@ -36,15 +36,21 @@ class StoredImage:
         return f"{self.name or self.column} of {Path(self.file).name}, row {self.row}"
 
     def read(self) -> bytes:
-        """The encoded picture. Raises DataError when the cell holds none."""
+        """The encoded picture; of a cell without bytes the file it names, absolute or beside the table.
+
+        Raises DataError when there is neither.
+        """
         cell = _cell(self.file, self.column, self.row)
         if self.position >= 0 and cell is not None:
             cell = cell[self.position]
         content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not content:
-            hint = f"; its path is '{self.name}': write fields: {{image: a column of file names}}" if self.name else ""
-            raise DataError(f"field '{self.column}' holds no picture bytes{hint}")
-        return bytes(content)
+        if content:
+            return bytes(content)
+        path = Path(self.file).parent / self.name
+        if self.name and path.is_file():
+            return path.read_bytes()
+        named = f", and its path '{self.name}' leads to no file" if self.name else ""
+        raise DataError(f"field '{self.column}' holds no picture bytes{named}")
 
     def open(self) -> io.BytesIO:
         """The encoded picture as a stream."""
