@@ -64,3 +64,10 @@ def test_the_mixture_trains_two_windows(config: Path) -> None:
     runner = RunnerBase(load_config(config), single("cpu"))
     assert runner.train() == 0 and runner.progress.window == 2
     assert (runner.job_dir / "checkpoints" / "last" / "model.safetensors").is_file()
+
+
+def test_the_check_says_which_rule_found_how_many_pictures(config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        load_config(config)
+    said = next(text for text in caplog.messages if text.startswith("dataset 'coco_vqa': "))
+    assert said.endswith("2 pictures looked for, found by: train/{basename} 1, val2014/{basename} 1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +27,8 @@ from minigpt4.datasets.map_dataset import (
     split_indices,
 )
 from minigpt4.datasets.sources import check_source, read_sources
+
+log = logging.getLogger(__name__)
 
 _READ = 20_000
 """Records, spread over the set, that a check turns into turns: about half a second."""
@@ -172,9 +176,11 @@ class AnnotationsBuilder(DatasetBuilder):
             except DataError as error:
                 raise DataError(f"{annotations.where(index)}: {error}") from None
 
+        found: Counter[str] = Counter()
+
         def look_for_files(index: int) -> None:
             try:
-                finder.find(recipe.mapped(annotations[index]))
+                found.update(pattern for _, pattern in finder.located(recipe.mapped(annotations[index])))
             except DataError as error:
                 raise DataError(f"{annotations.where(index)}: {error}") from None
 
@@ -183,6 +189,11 @@ class AnnotationsBuilder(DatasetBuilder):
             problems = self.spot_check(len(dataset), lambda index: look(index, is_opened=False), _READ)
         if not problems and look_for_images:
             problems = self.spot_check(len(dataset), look_for_files, _FILES)
+            if len(finder.names) > 1 and found:
+                rules = ", ".join(f"{pattern} {count:,}" for pattern, count in found.most_common())
+                log.info(
+                    "dataset '%s': %s pictures looked for, found by: %s", self.cfg.name, f"{found.total():,}", rules
+                )
         if not problems and finder.root is not None and not any(seen) and not self._is_text():
             columns = ", ".join(map(str, annotations[0]))
             hint = f"write fields: {{image: one of {columns}}}, or data_type: text"
