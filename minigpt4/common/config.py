@@ -57,7 +57,7 @@ def load_config(
 
     ``overrides``: tokens of ``--options``, ``a.b=v c.d=w`` or ``a.b v c.d w``. ``check_data=False`` is for chat and
     evaluation on a machine without the training data: files of data sets and of a resume may be missing, and
-    builders are not asked. ``check_weights=False`` is for a plan: weights may be missing.
+    builders are not asked. ``check_weights=False`` is for a plan and for a look at the data: weights may be missing.
     Raises ConfigError with one line per mistake: file and line, key, what was found, what is allowed.
     """
     problems = Problems()
@@ -282,8 +282,10 @@ def _check_names(file: ConfigFile, key: str, dataset: DatasetConfig) -> None:
 
 def _with_paths(file: ConfigFile, key: str, dataset: DatasetConfig, must_exist: bool) -> DatasetConfig:
     changes: dict[str, Any] = {"build_info": file.build_info(f"{key}.build_info", dataset.build_info, must_exist)}
-    if dataset.prompts_file and must_exist:
-        changes["prompts_file"] = file.path(f"{key}.prompts_file", dataset.prompts_file)
+    if dataset.prompts_file:
+        inner = f"{key}.prompts_file"
+        look_up = file.path if must_exist else file.path_if_there
+        changes["prompts_file"] = look_up(inner, dataset.prompts_file)
     if dataset.val.ann_path:
         found = file.data_path(f"{key}.val.ann_path", dataset.val.ann_path, must_exist)
         changes["val"] = dataclasses.replace(dataset.val, ann_path=found)

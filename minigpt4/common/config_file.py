@@ -25,7 +25,10 @@ _REMOTE = re.compile(r"[a-z0-9+]+://|pipe:")
 
 @dataclass
 class ConfigFile:
-    """``roots``: where relative paths are looked up, in order. ``default_prompts``: the model's prompt file."""
+    """``roots``: where relative paths are looked up, in order. ``default_prompts``: the model's prompt file.
+
+    Without ``check_data`` files of data sets may be missing, without ``check_weights`` those of weights.
+    """
 
     source: Source
     problems: Problems
@@ -64,6 +67,11 @@ class ConfigFile:
         found = find_existing(value, (*self.roots, *extra))
         if found is None:
             self.complain(key, f"'{value}' not found{self._looked_in(value)}")
+        return value if found is None else str(found)
+
+    def path_if_there(self, key: str, value: str) -> str:
+        """``value`` as an absolute path where something is there; as it stands otherwise, without a complaint."""
+        found = find_existing(value, self.roots)
         return value if found is None else str(found)
 
     def weights(self, key: str, value: str) -> str:
