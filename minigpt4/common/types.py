@@ -57,12 +57,14 @@ class Encoded:
 
     ``num_images``: how many images have positions in ``ids`` (a cut may drop later ones).
     ``is_truncated``: the answer part lost its tail to ``max_txt_len``, and with it the end symbol.
+    ``is_prompt_cut``: the first prompt lost its tail to ``max_context_len``.
     """
 
     ids: list[int]
     labels: list[int]
     num_images: int
     is_truncated: bool = False
+    is_prompt_cut: bool = False
 
 
 @dataclass

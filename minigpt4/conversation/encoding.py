@@ -100,6 +100,7 @@ class Encoder:
             raise DataError("a sample without turns cannot be encoded")
         is_conversation = len(turns) > 1
         start, context = self._question(turns[0].prompt, is_conversation, is_first=True)
+        length = len(context)
         context = self._cut_context(context)
         ids, labels = self._answer(turns[0].answer)
         for turn in turns[1:]:
@@ -112,7 +113,7 @@ class Encoder:
         all_ids = start + context + ids[:kept]
         all_labels = [IGNORE_INDEX] * (len(all_ids) - kept) + labels[:kept]
         all_labels[0] = IGNORE_INDEX
-        return Encoded(all_ids, all_labels, self._count_images(all_ids), is_truncated)
+        return Encoded(all_ids, all_labels, self._count_images(all_ids), is_truncated, len(context) < length)
 
     def encode_prompt(self, history: Sequence[Turn], prompt: str) -> Encoded:
         """Ids up to the place where the answer to ``prompt`` starts; ``history`` keeps its end symbols.

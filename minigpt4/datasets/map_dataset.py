@@ -203,6 +203,14 @@ class MapDataset(ABC):
         """Place of a sample, for messages."""
 
     @abstractmethod
+    def record(self, index: int) -> Record:
+        """The mapped record with ``images``, as formats read it. Raises DataError without its place."""
+
+    @abstractmethod
+    def pictures(self, index: int) -> list[Path | bytes]:
+        """Files or contents of a sample's pictures, none of them opened. Raises DataError for one that is missing."""
+
+    @abstractmethod
     def load(self, index: int, rng: Random) -> Sample:
         """The sample at ``index``. Raises DataError without its place."""
 
@@ -290,6 +298,14 @@ class AnnotationDataset(MapDataset):
     def record(self, index: int) -> Record:
         """The mapped record with ``images``, as formats read it."""
         return self.finder.named(self.recipe.mapped(self.annotations[self._indices[index]]))
+
+    def pictures(self, index: int) -> list[Path | bytes]:
+        """Files below the folder of the pictures."""
+        return [*self.finder.find(self.recipe.mapped(self.annotations[self._indices[index]]))]
+
+    def annotation_index(self, index: int) -> int:
+        """Number of a sample's record in ``annotations``."""
+        return self._indices[index]
 
     def load(self, index: int, rng: Random) -> Sample:
         """Reads pictures now; the annotation file was read once."""

@@ -244,6 +244,12 @@ class ShardDataset(MapDataset):
         shard, row = self._place(index)
         return self._record(shard, self._row(shard, row))
 
+    def pictures(self, index: int) -> list[Path | bytes]:
+        """Bytes of the one picture."""
+        shard, number = self._place(index)
+        row = self._row(shard, number)
+        return [self._files.read(self._tars[shard], row[0], row[1])]
+
     def load(self, index: int, rng: Random) -> Sample:
         """Three reads: the row of the index, the text, the picture."""
         shard, number = self._place(index)

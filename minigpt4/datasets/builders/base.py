@@ -64,13 +64,17 @@ class DatasetBuilder(ABC):
 
     def check(self) -> list[str]:
         """Everything that can be wrong with the block, one message each; weights are not needed, nothing is kept."""
-        problems = self._info_problems() + self._key_problems()
+        problems = self.check_block()
         if not problems:
             try:
                 problems = self.check_data()
             except (ConfigError, DataError) as error:
                 problems = [str(error)]
         return problems
+
+    def check_block(self) -> list[str]:
+        """What is wrong with the block itself; no file of data is opened."""
+        return self._info_problems() + self._key_problems()
 
     @abstractmethod
     def check_data(self) -> list[str]:
