@@ -13,6 +13,7 @@ from pathlib import Path
 TOOLS = {
     "ls": ("minigpt4.tools.listing", "list the names that a YAML file may use"),
     "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
+    "doctor": ("minigpt4.tools.doctor.command", "look at all data of a YAML file before training"),
     "export": ("minigpt4.tools.export", "write a trained model for other programs, and check it"),
     "plan": ("minigpt4.tools.plan", "predict the GPU memory of a run, and propose what makes it fit"),
     "env": ("minigpt4.tools.environment", "print versions and hardware for a bug report"),

@@ -49,7 +49,9 @@ CHECKS = {
     "image-huge": Check(WARNING, "picture of more than 64 megapixels", "scale it down: decoding it slows training"),
     "image-tiny": Check(WARNING, "picture smaller than 32 pixels", "too little to see; scaled up it is blurred"),
     "image-aspect": Check(WARNING, "picture more than 5 times as long as wide", "it is squashed to a square; crop it"),
-    "image-rotated": Check(WARNING, "picture is turned by its EXIF data", "training reads it unturned; save it upright"),
+    "image-rotated": Check(
+        WARNING, "picture is turned by its EXIF data", "training reads it unturned; save it upright"
+    ),
     "image-alpha": Check(WARNING, "picture with transparency", "transparent parts show whatever colour lies below"),
     "image-16bit": Check(WARNING, "picture with more than 8 bits per channel", "it is clipped to 8 bits; convert it"),
     "image-cmyk": Check(NOTE, "picture in CMYK", "colours shift when it becomes RGB"),

@@ -61,7 +61,7 @@ class Facts:
     """What is kept of one record until all are seen. Hashes stand for texts and files.
 
     identity: of the record without its ids. asked: (question on its picture, answer). pictures: (content, pattern).
-    counts: (histogram, value).
+    counts: (histogram, value). contents: hashes of pictures that have no file of their own.
     """
 
     index: int
@@ -70,6 +70,7 @@ class Facts:
     asked: tuple[bytes, bytes] | None = None
     pictures: list[tuple[bytes, int | None]] = field(default_factory=list)
     counts: list[tuple[str, str | int]] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
 
     @property
     def is_wrong(self) -> bool:
@@ -124,6 +125,8 @@ class Examiner:
             sources, is_picture_wrong = [], True
             yield "image-missing", str(error)
         for source in sources:
+            if isinstance(source, bytes):  # in a tar; the record does not name it
+                facts.contents.append(hashlib.blake2b(source, digest_size=12).hexdigest())
             picture = self._picture(source, place)
             yield from picture.problems
             if picture.size is None:
@@ -189,7 +192,10 @@ class Examiner:
             yield "record-unusable", str(error)
             return
         if encoded.is_truncated:
-            yield "answer-cut", f"more than {self.encoder.max_txt_len} tokens, {sum(len(t.answer) for t in turns)} letters"
+            yield (
+                "answer-cut",
+                f"more than {self.encoder.max_txt_len} tokens, {sum(len(t.answer) for t in turns)} letters",
+            )
         if encoded.is_prompt_cut:
             yield "prompt-cut", f"more than {self.encoder.max_context_len} positions"
 
@@ -206,6 +212,8 @@ class Examiner:
         return known
 
     def _count(self, record: Mapping[str, Any], where: str, facts: Facts) -> None:
+        if facts.contents:
+            record = {**record, "images": facts.contents}
         facts.identity = _hash({key: value for key, value in record.items() if key not in _IDS})
         asked = texts.asked(record)
         if asked is not None:

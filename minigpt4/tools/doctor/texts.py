@@ -17,7 +17,9 @@ _REFUSAL = re.compile(
     r"|i['’]m (?:unable|not able) to (?:assist|help|comply|identify|provide|view|see|analy[sz]e|describe|determine)",
     re.IGNORECASE,
 )
-_PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_ -]{2,}>|\[(?!/?INST\])[A-Z][A-Z0-9_ -]{2,}\]|\{[A-Za-z_][A-Za-z0-9_]*\}|\{\}")
+_PLACEHOLDER = re.compile(
+    r"<[A-Z][A-Z0-9_ -]{2,}>|\[(?!/?INST\])[A-Z][A-Z0-9_ -]{2,}\]|\{[A-Za-z_][A-Za-z0-9_]*\}|\{\}"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e]")
 _MOJIBAKE = re.compile("\ufffd|[ÃÂ][\u0080-\u00bf]|â€|ï»¿")
 _BOX_START = re.compile(r"\{<-?\d")

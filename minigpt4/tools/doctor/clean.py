@@ -1,0 +1,52 @@
+"""Annotation files without the records that have an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from minigpt4.common.files import write_atomically
+from minigpt4.datasets.annotations import Annotations
+from minigpt4.datasets.map_dataset import AnnotationDataset
+from minigpt4.tools.doctor.examine import Split
+from minigpt4.tools.doctor.result import Result
+
+
+def write_clean(folder: Path, splits: Sequence[Split], results: Mapping[str, Result]) -> list[str]:
+    """``<data set>/clean.jsonl`` per annotation file, as the records were written; returns a line about each.
+
+    Records that a fraction holds out stay in the file: they are held out again. A ``val.ann_path`` gets
+    ``clean_val.jsonl``.
+    """
+    lines: list[str] = []
+    files: dict[Path, tuple[Annotations, set[int]]] = {}
+    for split in splits:
+        dataset = split.dataset
+        if not isinstance(dataset, AnnotationDataset):
+            lines.append(f"{split.title}: tar shards are not rewritten")
+            continue
+        is_own = split.split != "train" and not dataset.cfg.val.fraction
+        path = folder / dataset.name / ("clean_val.jsonl" if is_own else "clean.jsonl")
+        wrong = files.setdefault(path, (dataset.annotations, set()))[1]
+        wrong |= {dataset.annotation_index(index) for index in results[split.title].wrong}
+        if path.name == "clean.jsonl" and split.split == "train":
+            lines.append(_usage(dataset, path))
+    for path, (annotations, wrong) in files.items():
+        kept = [record for index, record in enumerate(annotations) if index not in wrong]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        lines.append(f"{path}: {len(kept):,} of {len(annotations):,} records")
+    return lines
+
+
+def _usage(dataset: AnnotationDataset, path: Path) -> str:
+    """How a configuration takes the file."""
+    key = f"datasets.{dataset.name}"
+    given = dataset.cfg.build_info.get("ann_path")
+    if isinstance(given, list) or (isinstance(given, str) and Path(given).is_file()):
+        is_mapping = dataset.annotations.layout == "mapping" and dataset.cfg.format == "auto"
+        return f"use it: --options {key}.build_info.ann_path={path}" + (f" {key}.format=mapping" if is_mapping else "")
+    names = f", image_names: {list(dataset.finder.names)}" if dataset.finder.names else ""
+    info = f"{{ann_path: {path}, image_path: {dataset.finder.root}{names}}}"
+    return f"use it in a data set of a new name: builder: annotations, format: {dataset.cfg.format}, build_info: {info}"
