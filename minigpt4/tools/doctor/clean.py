@@ -32,11 +32,11 @@ def write_clean(folder: Path, splits: Sequence[Split], results: Mapping[str, Res
         wrong |= {dataset.annotation_index(index) for index in results[split.title].wrong}
         if path.name == "clean.jsonl" and split.split == "train":
             lines.append(_usage(dataset, path))
-    for path, (annotations, wrong) in files.items():
-        kept = [record for index, record in enumerate(annotations) if index not in wrong]
+    for path, (written, wrong) in files.items():
+        kept = [record for index, record in enumerate(written) if index not in wrong]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
-        lines.append(f"{path}: {len(kept):,} of {len(annotations):,} records")
+        lines.append(f"{path}: {len(kept):,} of {len(written):,} records")
     return lines
 
 

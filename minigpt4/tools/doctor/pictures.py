@@ -68,10 +68,11 @@ def _examine(stream: IO[bytes], decode: bool, compare: bool) -> Picture:
     # A usual end costs two reads. Only a file without it is decoded whole: some programs write something behind.
     if decode or compare or not _ends_well(stream, image.format, length):
         try:
-            pattern = _decoded_pattern(image)
+            _decode(image)
+            pattern = difference_hash(image) if compare else None
         except (*_BROKEN, Image.DecompressionBombError) as error:
             problems.append(("image-truncated", _line(error)))
-    return Picture(size, tuple(problems), content, pattern if compare else None)
+    return Picture(size, tuple(problems), content, pattern)
 
 
 def _of_head(image: Image.Image) -> list[tuple[str, str]]:
@@ -110,12 +111,11 @@ def _ends_well(stream: IO[bytes], kind: str | None, length: int) -> bool:
     return end[:4] == b"IEND" if kind == "PNG" else end[-2:] == b"\xff\xd9"
 
 
-def _decoded_pattern(image: Image.Image) -> int | None:
-    """Reads every byte of the pixels; a JPEG is decoded at an eighth of its size, which is enough to see it is whole."""
+def _decode(image: Image.Image) -> None:
+    """Reads the pixels to their end; of a JPEG an eighth of the resolution is enough to see that it is whole."""
     if image.format == "JPEG":
         image.draft("L", (72, 64))
     image.load()
-    return difference_hash(image)
 
 
 def difference_hash(image: Image.Image) -> int | None:
@@ -123,8 +123,9 @@ def difference_hash(image: Image.Image) -> int | None:
 
     Pictures that were scaled, recompressed or slightly changed in colour differ in few bits (N. Krawetz, dHash).
     """
-    grey = image.convert("RGB").convert("L") if image.mode != "L" else image
-    pixels = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # [8, 9]
+    small = image.resize((72, 64), Image.Resampling.BOX)  # first: converting a large picture takes its memory twice
+    grey = small.convert("RGB").convert("L").resize((9, 8), Image.Resampling.BOX)
+    pixels = np.asarray(grey, dtype=np.int16)  # [8, 9]
     if int(pixels.max()) - int(pixels.min()) < _FLAT:
         return None
     return int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")

@@ -8,13 +8,16 @@ from typing import Any
 
 from minigpt4.conversation.boxes import find_boxes, has_area_inside
 
+_CANNOT = r"(?:can['’]?t|cannot|can not|won['’]t|(?:am |['’]m )?(?:unable|not able))"
+_REFUSED = (
+    r"(?:assist|help|comply|identify|provide|fulfil|process|view|see|analy[sz]e|describe|determine|"
+    r"make (?:judge?ments|assumptions))"
+)
 _REFUSAL = re.compile(
-    r"(?:i['’]?m|i am|we['’]re) (?:very |so |really |truly )?(?:sorry|afraid)\b.{0,60}\b(?:can['’]?t|cannot|can not|unable|not able)"
-    r"|(?:sorry|unfortunately|apologies),? (?:but )?(?:i|we) (?:can['’]?t|cannot|can not|am unable|am not able|won['’]t)"
+    rf"(?:i['’]?m|i am|we['’]re) (?:very |so |really |truly )?(?:sorry|afraid)\b.{{0,60}}\b{_CANNOT}\b"
+    rf"|(?:sorry|unfortunately|apologies|my apologies),? (?:but )?(?:i|we) ?{_CANNOT}\b"
     r"|as an? (?:ai|artificial intelligence|language model|large language model)\b"
-    r"|i (?:can['’]?t|cannot|can not|am unable to|am not able to|['’]m unable to|won['’]t) "
-    r"(?:assist|help|comply|identify|provide|fulfil|process|view|see|analy[sz]e|describe|determine|make (?:judge?ments|assumptions))"
-    r"|i['’]m (?:unable|not able) to (?:assist|help|comply|identify|provide|view|see|analy[sz]e|describe|determine)",
+    rf"|i ?{_CANNOT} (?:to )?{_REFUSED}\b",
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(
@@ -36,11 +39,11 @@ def record_texts(record: Mapping[str, Any]) -> Iterator[str]:
     for key in ("question", "answer", "caption", "label", "text", "phrase", "bbox"):
         value = record.get(key)
         yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
-    for key in ("conversations", "instances"):
+    for key, names in (("conversations", ("value",)), ("instances", ("instruction_with_input", "output"))):
         parts = record.get(key)
         for part in parts if isinstance(parts, list) else []:
             if isinstance(part, dict):
-                yield from (item for item in part.values() if isinstance(item, str))
+                yield from (part[name] for name in names if isinstance(part.get(name), str))
 
 
 def text_problems(text: str) -> Iterator[tuple[str, str]]:
