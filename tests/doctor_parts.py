@@ -26,7 +26,8 @@ def picture(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
 def bomb() -> bytes:
     """Head of a PNG of 40,000 x 40,000 pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return start + struct.pack(">I", 1000) + b"IDAT" + bytes(1000)
 
 
 def talk(number: int, image: str, question: str = "<image>\nWhat is it?", answer: str = "") -> Record:
