@@ -15,7 +15,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.types import IMAGE_TAG, Turn
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.formats import EmotionMapping, emotion_label, num_images
-from minigpt4.datasets.map_dataset import MapDataset, record_id
+from minigpt4.datasets.map_dataset import AnnotationDataset, MapDataset, record_id
 from minigpt4.tools.doctor import texts
 from minigpt4.tools.doctor.checks import CHECKS, ERROR
 from minigpt4.tools.doctor.pictures import Picture, examine_picture
@@ -41,6 +41,16 @@ class Split:
     def title(self) -> str:
         """'faces' or 'faces (val)'."""
         return self.dataset.name if self.split == "train" else f"{self.dataset.name} ({self.split})"
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Where annotation files and pictures lie, for data sets of files."""
+        if not isinstance(self.dataset, AnnotationDataset):
+            return {}
+        parents = {str(path.parent) for path in self.dataset.annotations.paths}
+        found = {"annotations": parents.pop()} if len(parents) == 1 else {}
+        root = self.dataset.finder.root
+        return found if root is None else {**found, "pictures": str(root)}
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from minigpt4.tools.doctor.checks import CHECKS, NOTE
+from minigpt4.tools.doctor.checks import CHECKS, NOTE, SEVERITIES
 from minigpt4.tools.doctor.examine import Finding
 from minigpt4.tools.doctor.result import Problem, Result, rows
-from minigpt4.tools.doctor.terminal import headline, share, verdict
+from minigpt4.tools.doctor.terminal import records, share, verdict
 
 SHOWN = 8
 """Examples per problem."""
 _SIDE = 144
+_BARS = 12
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --dim: #5f6672; --page: #f5f6f8; --card: #ffffff; --line: #dfe2e7;
   --error: #b3261e; --warning: #8a5a00; --note: #1f5fa8; --bar: #7aa5d8; }
@@ -30,6 +31,7 @@ body { margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 64rem; background: 
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .2rem; }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
 p { margin: .2rem 0; } .dim { color: var(--dim); } .small { font-size: .85rem; }
+a { color: var(--note); }
 code { font: .85em/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
 details, .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: .6rem 0;
   padding: .7rem .9rem; }
@@ -49,7 +51,8 @@ blockquote { margin: .3rem 0 0; padding-left: .6rem; border-left: 3px solid var(
 .bars span:nth-child(3n+1) { overflow-wrap: anywhere; max-width: 14rem; }
 .bars i { display: block; height: .7rem; min-width: 2px; border-radius: .2rem; background: var(--bar); }
 .bars span:nth-child(3n) { text-align: right; font-variant-numeric: tabular-nums; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .6rem; }
+.grid { display: grid; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .6rem; }
 .grid .card { margin: 0; min-width: 0; }
 """
 
@@ -63,18 +66,32 @@ def render(results: Sequence[Result], title: str, notes: Sequence[str]) -> str:
         f"<h1>{escape(title)}</h1><p>{escape(verdict(results))}</p>",
         *(f'<p class="dim">{escape(note)}</p>' for note in notes),
     ]
-    for result in results:
-        parts += _result(result)
+    if len(results) > 1:
+        parts.append(f'<div class="card">{"".join(_link(number, item) for number, item in enumerate(results))}</div>')
+    for number, result in enumerate(results):
+        parts += _result(number, result)
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _result(result: Result) -> list[str]:
-    parts = [f"<h2>{escape(result.title)}</h2>", f'<p class="dim">{escape(headline(result))}</p>']
-    parts += [f'<p class="dim">{escape(note)}</p>' for note in result.notes]
+def _link(number: int, result: Result) -> str:
+    counts = "".join(
+        f' <span class="tag {name}">{result.number(name):,} {name}{"" if result.number(name) == 1 else "s"}</span>'
+        for name in SEVERITIES
+        if result.number(name)
+    )
+    return (
+        f'<p><a href="#set{number}">{escape(result.title)}</a> <span class="dim">{records(result)}</span>{counts}</p>'
+    )
+
+
+def _result(number: int, result: Result) -> list[str]:
+    parts = [f'<h2 id="set{number}">{escape(result.title)}</h2>', f'<p class="dim">{records(result)}</p>']
+    for kind, folder in result.folders.items():
+        parts.append(f'<p class="dim small">{kind} in <code>{escape(folder)}</code></p>')
     parts += [_problem(problem, result) for problem in result.sorted_problems]
     if not result.problems:
         parts.append('<div class="card">Nothing to complain about.</div>')
-    bars = [_bars(name, rows(counter)) for name, counter in sorted(result.histograms.items())]
+    bars = [_bars(name, rows(counter, _BARS)) for name, counter in sorted(result.histograms.items())]
     return [*parts, f'<div class="grid">{"".join(bars)}</div>' if bars else ""]
 
 
@@ -82,7 +99,7 @@ def _problem(problem: Problem, result: Result) -> str:
     check = CHECKS[problem.check]
     more = problem.count - min(SHOWN, len(problem.examples))
     left = f'<p class="dim small">and {more:,} more</p>' if more else ""
-    items = "".join(_example(finding) for finding in problem.examples[:SHOWN])
+    items = "".join(_example(finding, result) for finding in problem.examples[:SHOWN])
     is_open = " open" if check.severity != NOTE else ""
     return (
         f'<details{is_open}><summary><span class="tag {check.severity}">{check.severity}</span><b>{escape(check.title)}'
@@ -91,12 +108,13 @@ def _problem(problem: Problem, result: Result) -> str:
     )
 
 
-def _example(finding: Finding) -> str:
+def _example(finding: Finding, result: Result) -> str:
     picture = thumbnail(finding.image)
     image = f'<img alt="" src="{picture}">' if picture else ""
-    lines = [f"<p>{escape(finding.detail)}</p>"]
+    lines = [f"<p>{escape(result.short(finding.detail))}</p>"]
     places = [finding.where, finding.record_id and f"id {finding.record_id}", finding.image]
-    lines += [f'<p class="small"><code>{escape(place)}</code></p>' for place in places if place]
+    shown = " · ".join(f"<code>{escape(result.short(place))}</code>" for place in places if place)
+    lines.append(f'<p class="small dim">{shown}</p>')
     if finding.text:
         lines.append(f"<blockquote>{escape(finding.text)}</blockquote>")
     return f"<li>{image}<div>{''.join(lines)}</div></li>"

@@ -16,7 +16,7 @@ TINY = 32
 """Pixels; a shorter side is a note of trouble."""
 HUGE = 64_000_000
 LONG = 5.0
-_BROKEN = (OSError, UnidentifiedImageError, ValueError, SyntaxError)
+_BROKEN = (OSError, ValueError, SyntaxError)
 _ORIENTATION = 0x0112
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _FLAT = 6
@@ -61,6 +61,8 @@ def _examine(stream: IO[bytes], decode: bool, compare: bool) -> Picture:
             image = Image.open(stream)
     except Image.DecompressionBombError as error:
         return Picture(None, (("image-bomb", _line(error)),), content)
+    except UnidentifiedImageError:  # its text names a Python object
+        return Picture(None, (("image-unreadable", "not a known picture format"),), content)
     except _BROKEN as error:
         return Picture(None, (("image-unreadable", _line(error)),), content)
     problems = _of_head(image)

@@ -26,7 +26,10 @@ class Problem:
 
 @dataclass
 class Result:
-    """One split. size: its samples, of which ``looked_at`` were examined. wrong: samples with an error."""
+    """One split. size: its samples, of which ``looked_at`` were examined. wrong: samples with an error.
+
+    folders: where annotations and pictures lie; places are shown without them.
+    """
 
     title: str
     size: int = 0
@@ -34,7 +37,13 @@ class Result:
     problems: dict[str, Problem] = field(default_factory=dict)
     histograms: dict[str, Counter[str | int]] = field(default_factory=dict)
     wrong: set[int] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
+
+    def short(self, text: str) -> str:
+        """``text`` without the folders, which stand once at the top."""
+        for folder in sorted(self.folders.values(), key=len, reverse=True):
+            text = text.replace(f"{folder}/", "")
+        return text
 
     def add(self, findings: Iterable[Finding]) -> None:
         """Counts findings; the first ones of every check are kept."""
@@ -69,7 +78,7 @@ class Result:
             "size": self.size,
             "looked_at": self.looked_at,
             "records_with_errors": len(self.wrong),
-            "notes": self.notes,
+            "folders": self.folders,
             "problems": [
                 {
                     "check": item.check,
@@ -89,12 +98,12 @@ def _example(finding: Finding) -> dict[str, str]:
     return {key: value for key, value in values.items() if value}
 
 
-def rows(counter: Counter[str | int]) -> list[tuple[str, int]]:
-    """Names and counts: ranges of numbers in their order, words by frequency, rare ones together."""
+def rows(counter: Counter[str | int], most: int = _BARS) -> list[tuple[str, int]]:
+    """Names and counts: ranges of numbers in their order, the ``most`` frequent words, the others together."""
     numbers = sorted(value for value in counter if isinstance(value, int))
     if numbers:
         return [(str(low) if low < 2 else f"{low} to {2 * low - 1}", counter[low]) for low in numbers]
-    common = counter.most_common(_BARS)
+    common = counter.most_common(most)
     rest = counter.total() - sum(count for _, count in common)
-    others = [(f"{len(counter) - _BARS} others", rest)] if rest else []
+    others = [(f"{len(counter) - most} others", rest)] if rest else []
     return [(str(name), count) for name, count in common] + others

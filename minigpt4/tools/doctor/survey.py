@@ -49,6 +49,7 @@ def survey(opened: Opened, encoder: Encoder | None, seed: int, workers: int) -> 
     for split in opened.splits:
         result = results[split.title]
         result.size, result.looked_at = len(split.dataset), len(split.chosen)
+        result.folders = split.folders
         in_order.append(result)
     comparison = Comparison(examiners)
     for number, facts in examined(examiners, workers):

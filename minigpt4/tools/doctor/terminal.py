@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt4.tools.doctor.checks import CHECKS, ERROR, NOTE, WARNING
+from minigpt4.tools.doctor.examine import Finding
 from minigpt4.tools.doctor.result import Problem, Result, rows
 
 COLOURS = {ERROR: "red", WARNING: "yellow", NOTE: "cyan"}
@@ -20,10 +21,11 @@ def show(results: Sequence[Result], console: Console, examples: int) -> None:
     for result in results:
         console.print()
         console.print(Text(headline(result), style="bold"))
-        for note in result.notes:
-            console.print(Text(f"  {note}", style="dim"))
+        for kind, folder in result.folders.items():
+            console.print(Text(f"  {kind} in {folder}", style="dim"), soft_wrap=True)
         if result.problems:
-            console.print(_table(result, examples))
+            console.print(_table(result))
+            _show_places(result, console, examples)
         else:
             console.print(Text("  nothing to complain about", style="green"))
         for line in histogram_lines(result):
@@ -34,8 +36,13 @@ def show(results: Sequence[Result], console: Console, examples: int) -> None:
 
 def headline(result: Result) -> str:
     """'faces: 1,000 records, 200 of them looked at, spread evenly'."""
+    return f"{result.title}: {records(result)}"
+
+
+def records(result: Result) -> str:
+    """'1,000 records', and how many of them were looked at."""
     sampled = f", {result.looked_at:,} of them looked at, spread evenly" if result.looked_at < result.size else ""
-    return f"{result.title}: {result.size:,} records{sampled}"
+    return f"{result.size:,} records{sampled}"
 
 
 def verdict(results: Sequence[Result]) -> str:
@@ -53,23 +60,36 @@ def share(problem: Problem, result: Result) -> str:
     return f"{problem.count:,} ({100 * problem.count / result.looked_at:.1f} %)"
 
 
-def _table(result: Result, examples: int) -> Table:
+def _table(result: Result) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table.add_column("severity", no_wrap=True)
     table.add_column("check", no_wrap=True)
     table.add_column("records", justify="right", no_wrap=True)
-    table.add_column("what, and where", overflow="fold")
+    table.add_column("what")
     for problem in result.sorted_problems:
         check = CHECKS[problem.check]
-        shown = Text(f"{check.title}; {check.advice}")
-        for finding in problem.examples[:examples]:
-            place = ", ".join(part for part in (finding.where, finding.record_id and f"id {finding.record_id}") if part)
-            shown.append("\n" + ": ".join(part for part in (place, finding.detail) if part), style="dim")
-            if finding.image and finding.image not in finding.detail:
-                shown.append(f" [{finding.image}]", style="dim")
-        if problem.count > examples:
-            shown.append(f"\nand {problem.count - examples:,} more", style="dim")
-        table.add_row(Text(problem.check, style=COLOURS[check.severity]), share(problem, result), shown)
+        severity = Text(check.severity, style=COLOURS[check.severity])
+        table.add_row(severity, problem.check, share(problem, result), Text(check.title))
     return table
+
+
+def _show_places(result: Result, console: Console, examples: int) -> None:
+    for problem in result.sorted_problems:
+        check = CHECKS[problem.check]
+        heading = Text(f"  {problem.check}", style=COLOURS[check.severity])
+        console.print(heading.append(f": {check.advice}", style="default"), soft_wrap=True, highlight=False)
+        for finding in problem.examples[:examples]:
+            console.print(Text(f"    {result.short(place(finding))}", style="dim"), soft_wrap=True)
+        if problem.count > examples:
+            console.print(Text(f"    and {problem.count - examples:,} more", style="dim"))
+
+
+def place(finding: Finding) -> str:
+    """'faces.csv, line 7, id 12: 0 bytes [12.jpg]'."""
+    name = f"id {finding.record_id}" if finding.record_id else ""
+    where = ", ".join(part for part in (finding.where, name) if part)
+    image = f" [{finding.image}]" if finding.image and finding.image not in finding.detail else ""
+    return ": ".join(part for part in (where, finding.detail) if part) + image
 
 
 def histogram_lines(result: Result, most: int = 6) -> list[str]:
