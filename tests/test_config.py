@@ -120,6 +120,21 @@ def test_a_path_may_start_at_the_repository_root(tmp_path: Path) -> None:
     assert os.path.isabs(cfg.model.ckpt) and os.path.isfile(cfg.model.ckpt)
 
 
+def test_weights_may_be_missing_where_nobody_reads_them(tmp_path: Path) -> None:
+    text = BASE.replace("lora_r: 8", "ckpt: path/to/gone.pth\n  vit_weights: gone.pth").replace(
+        "llm_dir", "weights/none"
+    )
+    path = write(tmp_path, text)
+    (tmp_path / "weights").mkdir()
+    model = load_config(path, check_weights=False).model
+    assert (model.ckpt, model.vit_weights, model.llama_model) == ("path/to/gone.pth", "gone.pth", "weights/none")
+    with pytest.raises(ConfigError) as found:
+        load_config(path)
+    assert all(f"model.{key}: " in str(found.value) for key in ("ckpt", "vit_weights", "llama_model"))
+    (tmp_path / "gone.pth").write_bytes(b"")
+    assert load_config(path, check_weights=False).model.vit_weights == str(tmp_path / "gone.pth")
+
+
 def test_an_id_of_the_hub_stays_as_it_is_unless_its_folder_exists(tmp_path: Path) -> None:
     path = write(tmp_path, BASE.replace("llm_dir", "meta-llama/Llama-2-7b-chat-hf"))
     assert load_config(path).model.llama_model == "meta-llama/Llama-2-7b-chat-hf"

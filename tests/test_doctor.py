@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from minigpt4 import cli
 from minigpt4.tools.doctor.checks import CHECKS
 from tests.data_parts import png, tar_file
-from tests.doctor_parts import block, clean_set, lines, picture, planted, planted_pictures, planted_texts, talk
-from tests.doctor_parts import write_config as write_config
+from tests.doctor_parts import (
+    block,
+    clean_set,
+    lines,
+    picture,
+    planted,
+    planted_pictures,
+    planted_texts,
+    talk,
+    write_config,
+)
 
 Found = dict[str, dict[str, dict[str, Any]]]
 
@@ -236,3 +247,37 @@ def test_every_check_of_a_record_is_planted_somewhere(tmp_path: Path) -> None:
     assert set(planted_pictures(tmp_path)) == set(PICTURES)
     assert set(CHECKS) == set(PICTURES) | set(PLANTED) | elsewhere
     assert Image.open(tmp_path / "whole.jpg").size == (300, 300)
+
+
+def test_the_configuration_of_the_quickstart_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path(__file__).resolve().parent.parent / "train_configs" / "quickstart_face.yaml"
+    sections = yaml.safe_load(config.read_text(encoding="utf-8"))["datasets"]["gpt4visionface_detail"]["build_info"]
+    data = tmp_path / "data"
+    for folder in ("sharegpt", "facegpt4vision"):
+        (data / folder).mkdir(parents=True)
+    picture(1).save(data / "a.png")
+    (data / "sharegpt" / "sharegpt_faces.json").write_text(json.dumps([talk(1, "a.png")]), encoding="utf-8")
+    by_section = {name: [talk(2, "a.png", f"<image>\n{name}?")] for name in sections["subsets_prompts"]}
+    (data / "facegpt4vision" / "by_section.json").write_text(json.dumps(by_section), encoding="utf-8")
+    monkeypatch.setenv("QUICKSTART", str(tmp_path))
+    out = tmp_path / "found.json"
+    assert cli.main(["doctor", "--cfg-path", str(config), "--json", str(out)]) == 0
+    content = json.loads(out.read_text(encoding="utf-8"))
+    assert content["notes"] == []  # the language model's folder is part of the repository: lengths are checked
+    assert [item["looked_at"] for item in content["data_sets"]] == [1, 7]
+    assert content["data_sets"][1]["histograms"]["sections"]["Posture"] == 1
+
+
+def test_what_is_examined_does_not_depend_on_how_a_worker_starts(tmp_path: Path) -> None:
+    from minigpt4 import catalog
+    from minigpt4.common.config import load_config
+    from minigpt4.tools.doctor.examine import Examiner
+    from minigpt4.tools.doctor.opening import Wishes, find_encoder, open_splits
+
+    catalog.load()
+    dataset, _ = planted(tmp_path / "data")
+    cfg = load_config(write_config(tmp_path, {"talk": dataset}), check_data=False, check_weights=False)
+    (split,) = open_splits(cfg, Wishes()).splits
+    here = Examiner(split, find_encoder(cfg)[0], seed=1)
+    there: Examiner = pickle.loads(pickle.dumps(here))  # as a spawned worker receives it
+    assert [there.examine(place) for place in range(20)] == [here.examine(place) for place in range(20)]
