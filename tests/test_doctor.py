@@ -114,6 +114,23 @@ def test_a_cleaned_set_keeps_what_it_holds_out(tmp_path: Path) -> None:
     assert code == 0 and set(found) == {"talk", "talk (val)"}
 
 
+def test_a_layout_of_its_own_gets_a_block_to_use_the_cleaned_file_with(tmp_path: Path) -> None:
+    storage = tmp_path / "align"
+    (storage / "image").mkdir(parents=True)
+    for number in range(3):
+        picture(number).save(storage / "image" / f"{number}.jpg")
+    (storage / "image" / "1.jpg").write_bytes(b"")
+    records = [{"image_id": str(number), "caption": f"person {number}"} for number in range(3)]
+    (storage / "filter_cap.json").write_text(json.dumps({"annotations": records}), encoding="utf-8")
+    config = write_config(tmp_path, {"cc_sbu_align": {"build_info": {"storage": str(storage)}, "batch_size": 2}})
+    assert doctor(config, "--clean", str(tmp_path / "clean"))[0] == 1
+    block_file = tmp_path / "clean" / "cc_sbu_align" / "block.yaml"
+    cleaned = yaml.safe_load(block_file.read_text(encoding="utf-8"))["datasets"]
+    code, found = doctor(write_config(tmp_path, cleaned))
+    assert code == 0 and found == {"cc_sbu_align_clean": {}}
+    assert cleaned["cc_sbu_align_clean"]["batch_size"] == 2
+
+
 def test_boxes_in_pixels_are_held_against_their_picture(tmp_path: Path) -> None:
     picture(1, (100, 50)).save(tmp_path / "a.png")
     boxes = [[10, 10, 30, 20], [10, 10, -5, 20], [200, 10, 20, 20], [90, 10, 30, 20]]

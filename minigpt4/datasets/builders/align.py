@@ -59,4 +59,8 @@ class AlignBuilder(AnnotationsBuilder):
 
     def finder(self) -> ImageFinder:
         """``image/<image_id>.jpg``."""
-        return ImageFinder(Path(self.info().storage) / "image", ("{image_id}.jpg",))
+        return ImageFinder(Path(self.image_root()), ("{image_id}.jpg",))
+
+    def image_root(self) -> str:
+        """``image`` below ``storage``."""
+        return str(Path(self.info().storage) / "image")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from minigpt4.common.files import write_atomically
+from minigpt4.common.schema import DatasetConfig
 from minigpt4.datasets.annotations import Annotations
 from minigpt4.datasets.map_dataset import AnnotationDataset
 from minigpt4.tools.doctor.examine import Split
@@ -47,6 +52,18 @@ def _usage(dataset: AnnotationDataset, path: Path) -> str:
     if isinstance(given, list) or (isinstance(given, str) and Path(given).is_file()):
         is_mapping = dataset.annotations.layout == "mapping" and dataset.cfg.format == "auto"
         return f"use it: --options {key}.build_info.ann_path={path}" + (f" {key}.format=mapping" if is_mapping else "")
-    names = f", image_names: {list(dataset.finder.names)}" if dataset.finder.names else ""
-    info = f"{{ann_path: {path}, image_path: {dataset.finder.root}{names}}}"
-    return f"use it in a data set of a new name: builder: annotations, format: {dataset.cfg.format}, build_info: {info}"
+    block = path.with_name("block.yaml")
+    block.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(block, yaml.safe_dump({"datasets": {f"{dataset.name}_clean": _block(dataset, path)}}))
+    return f"use it: {block} is a block for your YAML file, in place of {dataset.name}"
+
+
+def _block(dataset: AnnotationDataset, path: Path) -> dict[str, Any]:
+    """The data set by the plain builder: its own reads other files than one of records."""
+    settings = asdict(replace(dataset.cfg, builder="annotations"))
+    default = asdict(DatasetConfig())
+    changed = {key: value for key, value in settings.items() if value != default.get(key) and key != "name"}
+    info: dict[str, Any] = {"ann_path": str(path), "image_path": str(dataset.finder.root or "")}
+    if dataset.finder.names:
+        info["image_names"] = list(dataset.finder.names)
+    return {"format": dataset.cfg.format, **changed, "build_info": info}
