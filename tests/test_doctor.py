@@ -145,6 +145,23 @@ def test_boxes_in_pixels_are_held_against_their_picture(tmp_path: Path) -> None:
     }
 
 
+def test_emotions_of_a_mapping_are_counted_and_a_missing_one_is_no_crash(tmp_path: Path) -> None:
+    texts = {"0.png": "Happy, a wide smile", "1.png": ", no emotion", "2.png": "", "3.png": "Happy"}
+    for number, name in enumerate(texts):
+        picture(number).save(tmp_path / name)
+    (tmp_path / "emotions.json").write_text(json.dumps(texts), encoding="utf-8")
+    dataset = {**block(str(tmp_path / "emotions.json"), tmp_path), "format": "auto"}
+    dataset["build_info"]["label_ratio"] = 1.0
+    code, found = doctor(write_config(tmp_path, {"faces": dataset}), "--clean", str(tmp_path / "clean"))
+    assert code == 1
+    assert found["faces"]["record-unusable"]["examples"][0]["where"].endswith("entry 1")
+    assert found["faces"]["answer-empty"]["examples"][0]["where"].endswith("entry 2")
+    content = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert content["data_sets"][0]["histograms"]["emotions"] == {"Happy": 2, "(none)": 2}
+    usage = next(note for note in content["notes"] if note.startswith("use it: --options "))
+    assert doctor(tmp_path / "run.yaml", "--options", *usage.removeprefix("use it: --options ").split())[0] == 0
+
+
 def test_a_prompt_without_its_picture_is_told(tmp_path: Path) -> None:
     picture(1).save(tmp_path / "a.png")
     record = {"id": "x", "image": "a.png", "question": "What is it?", "answer": "a cup"}

@@ -231,8 +231,15 @@ class Examiner:
         section = _SECTION.search(where)
         if section is not None:
             facts.counts.append(("sections", section[1]))
-        if isinstance(self.split.dataset.recipe.format, EmotionMapping) and str(record.get("text", "")).strip():
-            facts.counts.append(("emotions", emotion_label(str(record["text"]))))
+        if isinstance(self.split.dataset.recipe.format, EmotionMapping):
+            facts.counts.append(("emotions", _emotion(str(record.get("text", "")))))
+
+
+def _emotion(text: str) -> str:
+    try:
+        return emotion_label(" ".join(text.split()))
+    except DataError:
+        return "(none)"
 
 
 def _hash(value: Any) -> bytes:
