@@ -104,9 +104,11 @@ class _Patterns:
 
     def __init__(self, items: Iterable[tuple[int | None, tuple[int, int]]]) -> None:
         self._bands: list[dict[int, list[tuple[int, tuple[int, int]]]]] = [{} for _ in _BANDS]
+        first: dict[int, tuple[int, int]] = {}  # many pictures of one pattern are compared as one
         for pattern, place in items:
-            if pattern is None:
-                continue
+            if pattern is not None:
+                first.setdefault(pattern, place)
+        for pattern, place in first.items():
             for band, key in zip(self._bands, _keys(pattern), strict=True):
                 band.setdefault(key, []).append((pattern, place))
 
