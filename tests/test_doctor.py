@@ -133,7 +133,7 @@ def test_a_layout_of_its_own_gets_a_block_to_use_the_cleaned_file_with(tmp_path:
 
 def test_boxes_in_pixels_are_held_against_their_picture(tmp_path: Path) -> None:
     picture(1, (100, 50)).save(tmp_path / "a.png")
-    boxes = [[10, 10, 30, 20], [10, 10, -5, 20], [200, 10, 20, 20], [90, 10, 30, 20]]
+    boxes = [[10, 10, 30, 20], [10, 10, -5, 20], [200, 10, 20, 20], [90, 10, 12, 20]]
     records = [{"id": i, "image": "a.png", "phrase": f"cup {i}", "box": box} for i, box in enumerate(boxes)]
     dataset = {**block(lines(tmp_path / "boxes.jsonl", records), tmp_path), "format": "refer"}
     code, found = doctor(write_config(tmp_path, {"cups": dataset}))
@@ -295,11 +295,40 @@ def test_the_configuration_of_the_quickstart_is_understood(tmp_path: Path, monke
     (data / "facegpt4vision" / "by_section.json").write_text(json.dumps(by_section), encoding="utf-8")
     monkeypatch.setenv("QUICKSTART", str(tmp_path))
     out = tmp_path / "found.json"
-    assert cli.main(["doctor", "--cfg-path", str(config), "--json", str(out)]) == 0
+    clean = tmp_path / "clean"
+    assert cli.main(["doctor", "--cfg-path", str(config), "--json", str(out), "--clean", str(clean)]) == 0
     content = json.loads(out.read_text(encoding="utf-8"))
-    assert content["notes"] == []  # the language model's folder is part of the repository: lengths are checked
+    assert "lengths" not in str(content["notes"])  # the language model's folder is part of the repository
     assert [item["looked_at"] for item in content["data_sets"]] == [1, 7]
     assert content["data_sets"][1]["histograms"]["sections"]["Posture"] == 1
+    again = [note.removeprefix("use it: --options ") for note in content["notes"] if note.startswith("use it: ")]
+    assert [option.rpartition("/")[2] for option in again] == ["clean.jsonl", "clean.json"]
+    assert cli.main(["doctor", "--cfg-path", str(config), "--json", str(out), "--options", *again]) == 0
+    assert [item["looked_at"] for item in json.loads(out.read_text(encoding="utf-8"))["data_sets"]] == [1, 7]
+
+
+def test_messages_and_tables_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    rows = [
+        {"image": {"bytes": png(7), "path": "a.png"}, "question": "Who?", "answer": answer} for answer in ("I", "Me")
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist([*rows, rows[0]]), tmp_path / "faces.parquet")
+    picture(1).save(tmp_path / "a.png")
+    said = [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Who?"}]}]
+    answers = ["I'm sorry, but I can't say.", " "]
+    talks = [{"id": a, "messages": [*said, {"role": "assistant", "content": a}]} for a in answers]
+    sets = {
+        "table": {"format": "vqa", "build_info": {"ann_path": str(tmp_path / "faces.parquet")}},
+        "talks": {**block(lines(tmp_path / "talks.jsonl", talks), tmp_path), "format": "messages"},
+    }
+    code, found = doctor(write_config(tmp_path, sets), "--clean", str(tmp_path / "clean"))
+    assert code == 1
+    assert set(found["table"]) == {"image-tiny", "answers-conflict", "record-duplicate"}
+    assert set(found["talks"]) == {"answer-refusal", "answer-empty"}
+    assert (tmp_path / "clean" / "talks" / "clean.jsonl").read_text(encoding="utf-8").count("\n") == 1
+    assert not (tmp_path / "clean" / "table").exists()
 
 
 def test_what_is_examined_does_not_depend_on_how_a_worker_starts(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ class MapDataset(ABC):
 
     @abstractmethod
     def pictures(self, index: int) -> list[Path | bytes]:
-        """Files or contents of a sample's pictures, none of them opened. Raises DataError for one that is missing."""
+        """Files or contents of a sample's pictures, none of them decoded. Raises DataError for one that is missing."""
 
     @abstractmethod
     def load(self, index: int, rng: Random) -> Sample:
@@ -300,8 +300,9 @@ class AnnotationDataset(MapDataset):
         return self.finder.named(self.recipe.mapped(self.annotations[self._indices[index]]))
 
     def pictures(self, index: int) -> list[Path | bytes]:
-        """Files below the folder of the pictures."""
-        return [*self.finder.find(self.recipe.mapped(self.annotations[self._indices[index]]))]
+        """Files below the folder of the pictures; of those inside tables the contents."""
+        found = self.finder.find(self.recipe.mapped(self.annotations[self._indices[index]]))
+        return [item if isinstance(item, Path) else item.read() for item in found]
 
     def annotation_index(self, index: int) -> int:
         """Number of a sample's record in ``annotations``."""

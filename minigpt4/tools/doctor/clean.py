@@ -12,37 +12,60 @@ import yaml
 
 from minigpt4.common.files import write_atomically
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.datasets.annotations import Annotations
+from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.map_dataset import AnnotationDataset
+from minigpt4.datasets.stored import StoredImage
 from minigpt4.tools.doctor.examine import Split
 from minigpt4.tools.doctor.result import Result
 
 
 def write_clean(folder: Path, splits: Sequence[Split], results: Mapping[str, Result]) -> list[str]:
-    """``<data set>/clean.jsonl`` per annotation file, as the records were written; returns a line about each.
+    """``<data set>/clean.jsonl`` per data set, as the records were written; returns a line about each.
 
+    Records in sections go to ``clean.json``.
     Records that a fraction holds out stay in the file: they are held out again. A ``val.ann_path`` gets
     ``clean_val.jsonl``.
     """
     lines: list[str] = []
+    usages: list[str] = []
     files: dict[Path, tuple[Annotations, set[int]]] = {}
     for split in splits:
         dataset = split.dataset
         if not isinstance(dataset, AnnotationDataset):
             lines.append(f"{split.title}: tar shards are not rewritten")
             continue
+        if any(isinstance(value, StoredImage) for value in _flat(dataset.annotations[0])):
+            lines.append(f"{split.title}: tables with pictures inside are not rewritten")
+            continue
         is_own = split.split != "train" and not dataset.cfg.val.fraction
-        path = folder / dataset.name / ("clean_val.jsonl" if is_own else "clean.jsonl")
+        kind = ".json" if dataset.annotations.section(0) else ".jsonl"  # sections are parts of a .json file
+        path = folder / dataset.name / f"{'clean_val' if is_own else 'clean'}{kind}"
         wrong = files.setdefault(path, (dataset.annotations, set()))[1]
         wrong |= {dataset.annotation_index(index) for index in results[split.title].wrong}
-        if path.name == "clean.jsonl" and split.split == "train":
-            lines.append(_usage(dataset, path))
+        if split.split == "train":
+            usages.append(_usage(dataset, path))
     for path, (written, wrong) in files.items():
-        kept = [record for index, record in enumerate(written) if index not in wrong]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
-        lines.append(f"{path}: {len(kept):,} of {len(written):,} records")
-    return lines
+        write_atomically(path, _content(written, wrong))
+        lines.append(f"{path}: {len(written) - len(wrong):,} of {len(written):,} records")
+    return [*usages, *lines]
+
+
+def _flat(record: Record) -> list[Any]:
+    return [item for value in record.values() for item in (value if isinstance(value, list) else [value])]
+
+
+def _content(written: Annotations, wrong: set[int]) -> str:
+    """Records in lines, or in their sections; a section that lost all of its records stays, empty."""
+    if not written.section(0):
+        kept = (record for index, record in enumerate(written) if index not in wrong)
+        return "".join(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in kept)
+    sections: dict[str, list[Record]] = {}
+    for index, record in enumerate(written):
+        section = sections.setdefault(written.section(index), [])
+        if index not in wrong:
+            section.append(record)
+    return json.dumps(sections, ensure_ascii=False, indent=1) + "\n"
 
 
 def _usage(dataset: AnnotationDataset, path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from minigpt4.common.errors import DataError
 from minigpt4.common.types import IMAGE_TAG, Turn
 from minigpt4.conversation.encoding import Encoder
-from minigpt4.datasets.formats import EmotionMapping, emotion_label, num_images
+from minigpt4.datasets.formats import EmotionMapping, emotion_label, identify, num_images, refer
 from minigpt4.datasets.map_dataset import AnnotationDataset, MapDataset, record_id
 from minigpt4.tools.doctor import texts
 from minigpt4.tools.doctor.checks import CHECKS, ERROR
@@ -24,7 +23,6 @@ _IDS = ("id", "question_id", "instance_id")
 """Fields in which two records may differ and still be the same."""
 _KEPT = 4096
 """Pictures remembered: records that share one mostly follow each other."""
-_SECTION = re.compile(r", section '(.*)', record \d+$")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Examiner:
         found = list(self._problems(record, place, facts))
         if found:
             facts.findings += self._findings(found, record, index, where)
-        self._count(record, where, facts)
+        self._count(record, facts)
         return facts
 
     def _findings(
@@ -146,7 +144,9 @@ class Examiner:
                 facts.counts.append(("picture size", _power(max(picture.size))))
             if self.split.compare:
                 facts.pictures.append((picture.content, picture.pattern))
-        box = texts.pixel_box_problem(record.get("box"), sizes[0]) if sizes else None
+        recipe = self.split.dataset.recipe
+        has_box = bool(sizes) and recipe.format in (refer, identify)
+        box = texts.box_problem(record.get("box"), sizes[0], recipe.boxes) if has_box else None
         if box is not None:
             yield box
         is_box_wrong = box is not None and CHECKS[box[0]].severity == ERROR
@@ -221,16 +221,17 @@ class Examiner:
             self._seen[source] = known
         return known
 
-    def _count(self, record: Mapping[str, Any], where: str, facts: Facts) -> None:
+    def _count(self, record: Mapping[str, Any], facts: Facts) -> None:
         if facts.contents:
-            record = {**record, "images": facts.contents}
+            record = {**record, "images": facts.contents, "image": ""}
         facts.identity = _hash({key: value for key, value in record.items() if key not in _IDS})
         asked = texts.asked(record)
         if asked is not None:
             facts.asked = _hash([record["images"], asked[0]]), _hash(asked[1])
-        section = _SECTION.search(where)
-        if section is not None:
-            facts.counts.append(("sections", section[1]))
+        dataset = self.split.dataset
+        if isinstance(dataset, AnnotationDataset):
+            section = dataset.annotations.section(dataset.annotation_index(facts.index))
+            facts.counts += [("sections", section)] if section else []
         if isinstance(self.split.dataset.recipe.format, EmotionMapping):
             facts.counts.append(("emotions", _emotion(str(record.get("text", "")))))
 

@@ -16,7 +16,7 @@ from minigpt4.common.errors import ConfigError, DataError, MiniGPT4Error, neares
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.conversation.encoding import Encoder
-from minigpt4.datasets.builders.annotations import AnnotationsBuilder
+from minigpt4.datasets.builders.annotations import AnnotationInfo, AnnotationsBuilder
 from minigpt4.datasets.builders.faces import SectionInfo
 from minigpt4.datasets.map_dataset import MapDataset
 from minigpt4.runners.parts import build_model, default_prompts
@@ -76,7 +76,7 @@ def _block_problems(name: str, builder: Any) -> list[str]:
             problems = [f"'{root}' is no folder; pictures are looked for in it"]
         for split in ("train", "val") if _has_val(builder.cfg) else ("train",):
             try:
-                missing = [path for path in builder.ann_paths(split) if not path.is_file()]
+                missing = [path for path in builder.ann_paths(split) if not path.exists()]
             except DataError as error:
                 problems.append(str(error))
             else:
@@ -109,12 +109,12 @@ def spread(size: int, sample: int) -> Sequence[int]:
 def _with_known_sections(builder: Any, split: str, found: list[Finding]) -> Any:
     """A builder without the sections its file does not hold; they are reported. Others stay as they are."""
     info = builder.info() if isinstance(builder, AnnotationsBuilder) else None
-    if not isinstance(info, SectionInfo):
+    wanted = builder.sections() if isinstance(info, AnnotationInfo) else []
+    if not wanted:
         return builder
     known = _section_names(builder.ann_paths(split))
     if known is None:
         return builder
-    wanted = [name.strip() for name in info.subsets_prompts]
     for name in wanted:
         if name not in known:
             message = f"'{name}'{nearest(name, known)}; the file holds: {', '.join(known)}"
@@ -122,7 +122,8 @@ def _with_known_sections(builder: Any, split: str, found: list[Finding]) -> Any:
     kept = [name for name in wanted if name in known]
     if kept == wanted or not kept:
         return builder
-    cfg = replace(builder.cfg, build_info={**builder.cfg.build_info, "subsets_prompts": kept})
+    chosen = {"subsets_prompts": kept, "sections": []} if isinstance(info, SectionInfo) else {"sections": kept}
+    cfg = replace(builder.cfg, build_info={**builder.cfg.build_info, **chosen})
     return type(builder)(cfg, builder.image, builder.default_prompts)
 
 

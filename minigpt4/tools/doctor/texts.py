@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minigpt4.conversation.boxes import find_boxes, has_area_inside
+from minigpt4.common.errors import DataError
+from minigpt4.conversation.boxes import BoxReader, find_boxes
 
 _CANNOT = r"(?:can['’]?t|cannot|can not|won['’]t|(?:am |['’]m )?(?:unable|not able))"
 _REFUSED = (
@@ -39,11 +40,30 @@ def record_texts(record: Mapping[str, Any]) -> Iterator[str]:
     for key in ("question", "answer", "caption", "label", "text", "phrase", "bbox"):
         value = record.get(key)
         yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
-    for key, names in (("conversations", ("value",)), ("instances", ("instruction_with_input", "output"))):
-        parts = record.get(key)
-        for part in parts if isinstance(parts, list) else []:
-            if isinstance(part, dict):
-                yield from (part[name] for name in names if isinstance(part.get(name), str))
+    yield from (text for _, text in _spoken(record))
+    instances = record.get("instances")
+    for part in instances if isinstance(instances, list) else []:
+        if isinstance(part, dict):
+            names = ("instruction_with_input", "output")
+            yield from (part[name] for name in names if isinstance(part.get(name), str))
+
+
+def _spoken(record: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """(is an answer, text) of ``conversations`` or ``messages``; an image part reads as a tag. No system texts."""
+    said = record.get("conversations", record.get("messages"))
+    found = []
+    for item in said if isinstance(said, list) else []:
+        role = item.get("from", item.get("role")) if isinstance(item, dict) else None
+        if role in ("human", "user", "gpt", "assistant"):
+            found.append((role in ("gpt", "assistant"), _content(item.get("value", item.get("content")))))
+    return found
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, list):
+        parts = [part for part in value if isinstance(part, dict)]
+        return "\n".join(part["text"] if isinstance(part.get("text"), str) else "<image>" for part in parts)
+    return value if isinstance(value, str) else ""
 
 
 def text_problems(text: str) -> Iterator[tuple[str, str]]:
@@ -70,21 +90,23 @@ def box_text_problems(text: str) -> Iterator[tuple[str, str]]:
             yield "box-empty", shown
 
 
-def pixel_box_problem(value: Any, size: tuple[int, int]) -> tuple[str, str] | None:
-    """A ``box`` field, x, y, width, height in pixels of a picture of ``size``. None when right or no box at all."""
+def box_problem(value: Any, size: tuple[int, int], reader: BoxReader) -> tuple[str, str] | None:
+    """A ``box`` field of a picture of ``size``. None when it is right, and when it is no four numbers at all."""
     parts = value.replace(",", " ").split() if isinstance(value, str) else value
     try:
-        x, y, width, height = (float(part) for part in parts or ())
+        x, y, third, fourth = (float(part) for part in parts or ())
     except (TypeError, ValueError):
         return None
-    shown = f"{x:g}, {y:g}, {width:g}, {height:g} in {size[0]} x {size[1]}"
-    if width <= 0 or height <= 0:
+    right, bottom = (x + third, y + fourth) if reader.order == "xywh" else (third, fourth)
+    width, height = size if reader.unit == "pixels" else (float(reader.unit[3:]),) * 2
+    shown = f"{x:g}, {y:g}, {third:g}, {fourth:g} ({reader.order}, {reader.unit}) in {size[0]} x {size[1]}"
+    if right <= x or bottom <= y:
         return "box-order", f"no width or no height: {shown}"
-    if not has_area_inside((x, y, width, height), size):
-        return "box-outside", shown
-    if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
-        return "box-clamped", shown
-    return None
+    try:
+        reader.percents(value, size)
+    except DataError as error:
+        return "box-outside", str(error)
+    return ("box-clamped", shown) if x < 0 or y < 0 or right > width or bottom > height else None
 
 
 def has_empty_answer(record: Mapping[str, Any]) -> bool:
@@ -92,9 +114,7 @@ def has_empty_answer(record: Mapping[str, Any]) -> bool:
     for key in ("answer", "caption", "label", "text"):
         if key in record and _is_blank(record[key]):
             return True
-    said = record.get("conversations")
-    answers = said[1::2] if isinstance(said, list) else []
-    return any(isinstance(item, dict) and _is_blank(item.get("value")) for item in answers)
+    return any(is_answer and _is_blank(text) for is_answer, text in _spoken(record))
 
 
 def _is_blank(value: Any) -> bool:
@@ -104,13 +124,9 @@ def _is_blank(value: Any) -> bool:
 
 
 def tags_differ(record: Mapping[str, Any], count: int) -> str:
-    """'2 images, 1 tag' for a conversation whose tags do not fit its pictures, else ''. One picture needs no tag."""
-    said = record.get("conversations")
-    questions = [item for item in said[::2] if isinstance(item, dict)] if isinstance(said, list) else []
-    tags = [str(item.get("value")).count("<image>") for item in questions]
-    total = sum(tags)
-    is_placed = total > 0 and (count > 1 or any(tags[1:]))
-    return f"{count} images, {total} <image> tags" if (is_placed or count == 0) and total != count else ""
+    """'2 images, 1 <image> tags' for a conversation whose tags do not fit its pictures, else ''."""
+    tags = sum(text.count("<image>") for is_answer, text in _spoken(record) if not is_answer)
+    return f"{count} images, {tags} <image> tags" if tags not in (0, count) else ""
 
 
 def asked(record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -118,14 +134,14 @@ def asked(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
     Captions and long answers differ by nature: only answers of at most six words count.
     """
-    said = record.get("conversations")
-    if isinstance(said, list) and len(said) == 2 and all(isinstance(item, dict) for item in said):
-        question, answer = said[0].get("value"), said[1].get("value")
+    said = _spoken(record)
+    if said:
+        question, answer = (said[0][1], said[1][1]) if len(said) == 2 else (None, None)
     elif "label" in record:
         question, answer = "", record["label"]
     else:
         question, answer = record.get("question"), record.get("answer")
-    if not isinstance(question, str) or not isinstance(answer, str) or len(answer.split()) > 6:
+    if not isinstance(question, str) or not isinstance(answer, str) or not 1 <= len(answer.split()) <= 6:
         return None
     return " ".join(question.replace("<image>", " ").casefold().split()), answer.strip(" .").casefold()
 
