@@ -250,3 +250,14 @@ def test_published_conversations_have_the_reference_s_ids_and_answers(chat: str,
         Turn(f"<Img><ImageHere></Img> {questions[0]}", "The person seems to be sad."),
         Turn(questions[1], "The person seems to be sad."),
     ]
+
+
+def test_an_error_while_the_answer_is_spelt_reaches_the_reader(
+    model: GenerationMixin, prompts: list[Encoded], images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ids: Any) -> str:
+        raise IndexError("no such piece")
+
+    monkeypatch.setattr(model.encoder.tokenizer, "decode", fail)
+    with pytest.raises(IndexError, match="no such piece"):  # it hung: nobody told the reader that nothing comes
+        list(model.generate_stream(prompts[0], images[:1], GenerateOptions(max_new_tokens=3)))

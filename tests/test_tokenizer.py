@@ -12,7 +12,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.conversation.tokenizer import HuggingFaceTokenizer, LlamaTokenizer, load_tokenizer
-from tests.golden_cases import GOLDEN
+from tests.golden_cases import GOLDEN, LLAMA
 from tests.tiny_backbones import FAMILIES, write_tokenizer
 
 TABLE = json.loads((GOLDEN / "tokenizer" / "tokenizer.json").read_text())
@@ -107,3 +107,9 @@ def test_a_tokenizer_file_is_taken_as_it_is_whatever_class_is_named(tmp_path: Pa
     plain, named = (load_tokenizer(str(tmp_path / name)) for name in ("plain", "named"))
     assert plain.encode(" Who is this?\n<bos>x") == named.encode(" Who is this?\n<bos>x")
     assert plain.special == named.special
+
+
+def test_ids_that_only_pad_the_embedding_table_have_no_text() -> None:
+    tokenizer = LlamaTokenizer(LLAMA / "tokenizer.model")
+    ids = tokenizer.encode("A face")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 7]) == "A face"

@@ -106,8 +106,11 @@ class LlamaTokenizer:
         return render_chat(load_huggingface(self._source), messages, opens_answer)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special tokens; bytes of unknown characters are joined."""
-        return str(self._sp.decode([int(i) for i in ids if int(i) > 2]))
+        """Text of ``ids`` without special tokens; bytes of unknown characters are joined.
+
+        Ids past the last piece are rows that pad an embedding table (Vicuna has one): they have no text.
+        """
+        return str(self._sp.decode([int(i) for i in ids if 2 < int(i) < self.vocab_size]))
 
     def spell(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` with ``<s>`` and ``</s>`` written out."""

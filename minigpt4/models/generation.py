@@ -108,11 +108,12 @@ class GenerationMixin(BaseModel):
 
         def work() -> None:
             try:
-                self._run(embeddings, mask, options, streamer, held)
+                try:
+                    self._run(embeddings, mask, options, streamer, held)
+                finally:
+                    streamer.end()
             except BaseException as error:  # handed to the reader below, never swallowed
                 failure.append(error)
-            finally:
-                streamer.end()
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
@@ -286,9 +287,11 @@ class _TextStreamer(BaseStreamer):
         self._show(text[: len(text) - held].rstrip())
 
     def end(self) -> None:
-        """The answer is complete."""
-        self._show(self.answer)
-        self.pieces.put(None)
+        """The answer is complete; the reader is released whatever happens."""
+        try:
+            self._show(self.answer)
+        finally:
+            self.pieces.put(None)
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self.pieces.get()) is not None:
