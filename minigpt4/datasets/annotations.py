@@ -236,6 +236,11 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
 
     Raises JSONDecodeError. Commas are not checked, and a number may come in two pieces: lists of records hold objects.
     """
+    return (item for item, _ in stream_list_texts(stream))
+
+
+def stream_list_texts(stream: TextIO) -> Iterator[tuple[Any, str]]:
+    """As ``stream_list``, each item with its own characters of the file, for tools that copy records unchanged."""
     decoder = json.JSONDecoder()
     text, line = "", 1
     while not text.strip() and (more := stream.read(_CHUNK)):
@@ -248,7 +253,7 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
         if text[place : place + 1] == "]":
             break
         try:
-            item, place = decoder.raw_decode(text, place)
+            item, end = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
             more = stream.read(_CHUNK)
             if not more:
@@ -257,7 +262,8 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
             line += text.count("\n", 0, place)
             text, place = text[place:] + more, 0  # an object that goes on in the next piece
         else:
-            yield item
+            yield item, text[place:end]
+            place = end
     if (text[place + 1 :] + stream.read()).strip():
         raise json.JSONDecodeError("Extra data", text, place + 1)
 
