@@ -85,8 +85,6 @@ def test_patterns_globs_folders_and_lists_name_the_same_shards(folder: Path) -> 
         ("{folder}/{00000..00004}.tar", "2 of 5 shards not found, the first one: '.*00003.tar'"),
         ("{folder}/{4..1}.tar", "a range reads"),
         ("{folder}/*.tgz", "matches no tar file"),
-        ("https://host/{0..3}.tar", "local files only"),
-        ("pipe:cat x.tar", "local files only"),
     ],
 )
 def test_shards_that_are_not_there_are_found_before_training(folder: Path, storage: str, message: str) -> None:

@@ -15,6 +15,7 @@ from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IGNORE_INDEX, BadRecord, Batch, Encoded, Sample
 from minigpt4.datasets.balance import Groups
 from minigpt4.datasets.sampler import WindowSampler
+from minigpt4.datasets.streams import Start, StreamDataset
 
 if TYPE_CHECKING:
     from minigpt4.conversation.encoding import Encoder
@@ -133,8 +134,11 @@ class WindowDataset(Dataset[list[Batch]]):
         assert packing in ("packed", "padded"), packing
         self._datasets, self._sampler, self._encoder = list(datasets), sampler, encoder
         self._packing, self._row_tokens, self._seed = packing, row_tokens, seed
+        self._streams = [dataset for dataset in datasets if isinstance(dataset, StreamDataset)]
 
     def __getitem__(self, window: int) -> list[Batch]:
+        for stream in self._streams:
+            stream.begin(Start(window, self._seed, self._sampler.rank, self._sampler.world_size))
         micro_batches = [
             [self._datasets[key.dataset].sample(key.pass_index, key.index, self._seed) for key in keys]
             for keys in self._sampler.window(window)

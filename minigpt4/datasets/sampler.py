@@ -66,18 +66,18 @@ class WindowSampler:
             for number in self._active
             for chosen in [groups[number] if groups else None]
         }
-        self._accumulation, self._world_size, self._rank = accumulation, world_size, rank
+        self._accumulation, self.world_size, self.rank = accumulation, world_size, rank
         self._seed = seed
         self._known = (0, np.zeros(len(self._active), dtype=np.int64))  # memo: counts before a micro-batch
 
     def window(self, index: int) -> list[list[SampleKey]]:
         """This rank's micro-batches of window ``index``."""
-        total = self._accumulation * self._world_size
+        total = self._accumulation * self.world_size
         start = index * total
         counts = self._counts_before(start).copy()
         mine = []
         for place, drawn in enumerate(self._draws(start, total)):
-            if place % self._world_size == self._rank:
+            if place % self.world_size == self.rank:
                 mine.append(self._samples(self._active[drawn], int(counts[drawn])))
             counts[drawn] += 1
         return mine

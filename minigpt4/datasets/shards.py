@@ -38,6 +38,11 @@ _REMOTE = re.compile(r"^([a-z0-9+]+://|pipe:)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
+def is_remote(item: str) -> bool:
+    """Whether a shard is an address (``https://...``) or a command (``pipe:...``)."""
+    return _REMOTE.match(item) is not None
+
+
 def expand_shards(storage: str | Sequence[str]) -> list[Path]:
     """A brace pattern ``{00000..00003}.tar``, a glob, a directory or a list of these -> existing tar files.
 
@@ -45,8 +50,8 @@ def expand_shards(storage: str | Sequence[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for item in [storage] if isinstance(storage, str) else storage:
-        if _REMOTE.match(item):
-            raise DataError(f"'{item}': shards are read from local files only; copy them here or mount the storage")
+        if is_remote(item):
+            raise DataError(f"'{item}': a stream cannot be read by index; name local files here")
         for pattern in _expand_braces(item):
             path = Path(pattern).expanduser()
             if path.is_dir():

@@ -11,7 +11,8 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.datasets.builders.base import DatasetBuilder
-from minigpt4.datasets.shards import ShardDataset, expand_shards
+from minigpt4.datasets.shards import ShardDataset, expand_shards, is_remote
+from minigpt4.datasets.streams import StreamDataset, expand_addresses
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class ShardsConfig(DatasetConfig):
 class ShardsInfo:
     """``build_info`` of tar shards."""
 
-    storage: str | list[str] = ""  # local files: pattern `{00000..00099}.tar`, glob, folder, or a list of these
+    # local files are indexed: pattern `{00000..00099}.tar`, glob, folder; `https://`, `s3://`, `pipe:` are streamed
+    storage: str | list[str] = ""  # one of these, or a list
+    samples: int = 0  # streams only: how many samples they hold, about; needed, for it cannot be counted
+    shuffle_buffer: int = 1000  # streams only: samples held back to be mixed, per loader worker
 
 
 @registry.register("builder", "shards")
@@ -43,6 +47,8 @@ class ShardsBuilder(DatasetBuilder):
             return ["val.fraction: shards are not split; name tar files of their own in val.ann_path"]
         if self.cfg.balance.by:
             return ["balance: records of shards are not known before they are read; make one data set per group"]
+        if self._is_stream():
+            return self._stream_problems()
         try:
             shards = self._shards("train")
         except DataError as error:
@@ -57,13 +63,49 @@ class ShardsBuilder(DatasetBuilder):
 
         return self.spot_check(len(dataset), look)
 
-    def build(self, split: str) -> ShardDataset:
-        """Indexes what is not indexed yet, then opens nothing before the first sample."""
+    def build(self, split: str) -> ShardDataset | StreamDataset:
+        """Indexes what is not indexed yet, then opens nothing before the first sample; streams: reads the front."""
+        if split == "train" and self._is_stream():
+            return self._stream()
         if split == "val" and not self.cfg.val.ann_path:
             raise DataError(f"dataset '{self.cfg.name}': no val split; name tar files of their own in val.ann_path")
         dataset = self._dataset(self._shards(split), split)
         self.log_format(dataset.record(0), "tar shards", len(dataset))
         return dataset
+
+    def _is_stream(self) -> bool:
+        storage = self.info().storage
+        return any(map(is_remote, [storage] if isinstance(storage, str) else storage))
+
+    def _stream_problems(self) -> list[str]:
+        if self.info().samples < 1:
+            return ["build_info.samples: a stream cannot be counted; write about how many samples it holds"]
+        if self.cfg.val.ann_path:
+            expand_shards(self.cfg.val.ann_path)
+        try:
+            stream = self._stream()
+            front = len(stream.front())
+        except DataError as error:
+            return [f"build_info.storage: {error}"]
+
+        def look(index: int) -> None:
+            try:
+                stream.load(index, Random(0))
+            except DataError as error:
+                raise DataError(f"{stream.where(index)}: {error}") from None
+
+        return self.spot_check(front, look)
+
+    def _stream(self) -> StreamDataset:
+        info = self.info()
+        addresses = expand_addresses(info.storage)
+        stream = StreamDataset(
+            self.cfg, self.recipe({"caption": ""}, "train"), addresses, info.samples, info.shuffle_buffer
+        )
+        if self.cfg.format == "auto":
+            stream.recipe = self.recipe(stream.record(0), "train")
+            self.log_format(stream.record(0))
+        return stream
 
     def _shards(self, split: str) -> list[Path]:
         if split == "val":
