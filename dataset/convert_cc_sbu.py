@@ -1,4 +1,4 @@
-"""BLIP's captions of Conceptual Captions and SBU: ccs_synthetic_filtered_large.json -> the table that img2dataset reads.
+"""BLIP's captions of Conceptual Captions and SBU: their JSON list -> the table that img2dataset reads.
 
     python dataset/convert_cc_sbu.py cc_sbu/ccs_synthetic_filtered_large.json \\
         --out cc_sbu/ccs_synthetic_filtered_large.tsv
