@@ -79,7 +79,7 @@ def test_a_check_before_the_model_knows_the_size_alone(table: dict[str, Any]) ->
         ({"format": "classification"}, "needs prompts"),
         ({"format": "conversation"}, "has no 'conversations'"),
         ({"prompts": ["no place for the question"]}, "must hold '{}' once"),
-        ({"image_backend": "fast"}, "image_backend: found 'fast', allowed: exact"),
+        ({"image_backend": "quick"}, "image_backend: found 'quick', allowed: exact, fast"),
         ({"on_error": "skip"}, "on_error: skip needs max_bad_fraction > 0"),
         ({"val": {"ann_path": "{folder}/val.csv"}}, "val.ann_path: '{folder}/val.csv' not found"),
         ({"prompts_file": "{folder}/none.txt"}, "none.txt' not found"),
@@ -316,3 +316,20 @@ def test_a_long_file_is_checked_in_a_second(tmp_path: Path) -> None:
     begin = time.process_time()
     assert made.check() == []
     assert time.process_time() - begin < 4  # under one second on an idle core
+
+
+def test_the_fast_backend_reads_the_same_samples_with_boxes_of_the_stored_size(tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((640, 480)).convert("RGB").save(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    records = [{"image": name, "phrase": "a cup", "box": [64, 48, 64, 48]} for name in ("a.jpg", "b.jpg")]
+    info = {"ann_path": json_file(tmp_path / "a.json", records), "image_path": str(tmp_path)}
+    exact, fast = (
+        builder("mine", {"format": "refer", "build_info": info, "image_backend": backend}).build("train")
+        for backend in ("exact", "fast")
+    )
+    one, other = exact.sample(0, 0, 1), fast.sample(0, 0, 1)
+    assert one.turns == other.turns and "{<10><10><20><20>}" in other.turns[0].answer
+    assert (one.images[0] - other.images[0]).abs().max() < 0.02
+    for dataset in (exact, fast):
+        with pytest.raises(DataError, match=r"record 1: image '.*b\.jpg' cannot be read"):
+            dataset.sample(0, 1, 1)

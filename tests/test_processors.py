@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import minigpt4.processors.image
 import minigpt4.processors.text  # noqa: F401  (registers the names)
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import ProcessorConfig
 from minigpt4.processors.base import CLIP_MEAN, ImageSpec, make_image_processor, make_text_processor
+from minigpt4.processors.image import Blip2ImageTrain
 
 GOLDEN = Path(__file__).parent / "golden"
 PIXELS = sorted((GOLDEN / "processors").glob("*.npy"))
@@ -76,3 +80,35 @@ def test_a_processor_of_the_other_kind_is_refused_with_the_known_names() -> None
 def test_processors_travel_to_loader_workers() -> None:
     processor = make_image_processor(ProcessorConfig(), ImageSpec(8))
     assert pickle.loads(pickle.dumps(processor)).spec == processor.spec
+
+
+def photograph(side: int = 512) -> bytes:
+    from skimage import data
+
+    stream = io.BytesIO()
+    picture: Any = data.astronaut()
+    Image.fromarray(picture).resize((side, side - 100)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [224, 448])
+def test_the_fast_backend_is_one_level_off_at_most(size: int) -> None:
+    exact = Blip2ImageTrain(ProcessorConfig(), ImageSpec(size, (0.0,) * 3, (1.0,) * 3))
+    content = photograph()
+    difference = (exact.fast()(Image.open(io.BytesIO(content))) - exact(Image.open(io.BytesIO(content)))).abs() * 255
+    assert difference.max() < 1.01 and difference.mean() < 0.05
+
+
+def test_the_fast_backend_leaves_other_formats_to_pillow() -> None:
+    exact = Blip2ImageTrain(ProcessorConfig(), ImageSpec(56))
+    for mode, ending in (("RGBA", "PNG"), ("CMYK", "JPEG"), ("P", "GIF")):
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(photograph(200))).convert(mode).save(stream, ending)
+        stream.seek(0)
+        assert torch.equal(exact.fast()(Image.open(io.BytesIO(stream.getvalue()))), exact(Image.open(stream)))
+
+
+def test_the_fast_backend_tells_a_cut_file() -> None:
+    fast = Blip2ImageTrain(ProcessorConfig(), ImageSpec(56)).fast()
+    with pytest.raises(DataError, match="cannot be read"):
+        fast(Image.open(io.BytesIO(photograph()[:5000])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -255,6 +256,12 @@ class MapDataset(ABC):
         if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a hopeless set does not flood the log
             log.warning("%s; skipped (%d so far in this process)", message, count)
 
+    def open(self, source: Any, name: str = "") -> Image.Image:
+        """A picture from a path or a stream as the processor wants it: decoded, or with ``image_backend: fast`` not."""
+        if self.cfg.image_backend == "exact":
+            return open_image(source, name)
+        return open_encoded(source, name)
+
     def make_sample(
         self, record: Record, open_images: Callable[[], Iterable[Image.Image]], sample_id: str, rng: Random
     ) -> Sample:
@@ -313,7 +320,7 @@ class AnnotationDataset(MapDataset):
         record = self.recipe.mapped(self.annotations[self._indices[index]])
 
         def opened() -> Iterator[Image.Image]:
-            return (open_image(path) for path in self.finder.find(record))
+            return (self.open(path) for path in self.finder.find(record))
 
         return self.make_sample(self.finder.named(record), opened, record_id(record, self._indices[index]), rng)
 
@@ -372,6 +379,15 @@ def open_image(source: Any, name: str = "", decode: bool = True) -> Image.Image:
             if decode:
                 image.load()
             return image
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image '{name or source}' cannot be read: {' '.join(str(error).split())}") from error
+
+
+def open_encoded(source: Any, name: str = "") -> Image.Image:
+    """A picture whose size is known and whose file is in memory, not decoded. Raises DataError that names it."""
+    try:
+        content = Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
+        return Image.open(io.BytesIO(content))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image '{name or source}' cannot be read: {' '.join(str(error).split())}") from error
 

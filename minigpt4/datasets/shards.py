@@ -27,7 +27,7 @@ from PIL import Image
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import Sample
-from minigpt4.datasets.map_dataset import MapDataset, Recipe, open_image
+from minigpt4.datasets.map_dataset import MapDataset, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ class ShardDataset(MapDataset):
         key = self._key(shard, row[0])
 
         def opened() -> list[Image.Image]:
-            return [open_image(io.BytesIO(self._files.read(self._tars[shard], row[0], row[1])), key)]
+            return [self.open(io.BytesIO(self._files.read(self._tars[shard], row[0], row[1])), key)]
 
         return self.make_sample(self._record(shard, row), opened, f"{self._tars[shard].name}/{key}", rng)
 

@@ -26,7 +26,7 @@ from torch.utils.data import get_worker_info
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import Sample
-from minigpt4.datasets.map_dataset import MapDataset, Recipe, open_image
+from minigpt4.datasets.map_dataset import MapDataset, Recipe
 from minigpt4.datasets.shards import IMAGE_ENDINGS, is_remote
 
 log = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ class StreamDataset(MapDataset):
         image = next(item[ending] for ending in IMAGE_ENDINGS if ending in item)
 
         def opened() -> list[Image.Image]:
-            return [open_image(io.BytesIO(image), key)]
+            return [self.open(io.BytesIO(image), key)]
 
         return self.make_sample(record, opened, f"{shard}/{key}", rng)
 

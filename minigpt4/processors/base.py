@@ -44,6 +44,10 @@ class ImageProcessor(ABC):
     def __call__(self, image: Image.Image) -> Tensor:
         """One picture; a training processor with augmentation gets its draws from its caller's seed."""
 
+    def fast(self) -> ImageProcessor:
+        """The same with ``image_backend: fast``: pictures come undecoded. Raises ConfigError where that is unknown."""
+        raise ConfigError(f"image_backend: vis_processor '{self.cfg.name}' knows 'exact' only")
+
 
 class TextProcessor(ABC):
     """Text -> text."""

