@@ -1,0 +1,263 @@
+"""Pictures per second and core, and what many records cost: time to start, resident memory.
+
+    python benchmarks/data_loading.py                        gated, about 4 CPU-minutes, 1 GB of temporary files
+    python benchmarks/data_loading.py --quick --json out.json
+
+Pictures: a photograph of scikit-image at 1024 x 1024 as JPEG, to 224 and 448 pixels, exact (Pillow) and fast
+(torchvision), from files and from an indexed tar shard, in turns; single process, one thread, from the page cache.
+Records: shards and JSON annotations of 10k, 100k and 1M records, each opened by a process of its own. Shards are one
+tar of 10k records, indexed once, and links to it and its index. Memory is what the resident set grows by while the data
+set is built, after one of one record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+SIDES = (224, 448)
+BACKENDS = ("exact", "fast")
+PICTURES, PER_SHARD = 40, 10_000
+GATES = {"fast_ratio": 2.0, "start_s": 5.0, "bytes_per_record": 100.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; returns 1 when a gate is missed in the gated mode."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds over the pictures (default 5)")
+    parser.add_argument("--quick", action="store_true", help="2 rounds, records up to 100k, ungated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--worker", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.worker:
+        print(json.dumps(open_records(given.worker[0], Path(given.worker[1]))))
+        return 0
+    sizes = (10_000, 100_000) if given.quick else (10_000, 100_000, 1_000_000)
+    with tempfile.TemporaryDirectory() as folder:
+        figures: dict[str, Any] = {"pictures": time_pictures(Path(folder), 2 if given.quick else given.rounds)}
+        figures["records"] = [row for size in sizes for row in time_records(Path(folder), size)]
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    report(figures)
+    missed = misses(figures)
+    for line in missed:
+        print(f"gate missed: {line}")
+    return 1 if missed and not given.quick else 0
+
+
+def photograph(number: int) -> bytes:
+    """A photograph at 1024 x 1024 as JPEG; a number of its own keeps files apart."""
+    from PIL import Image
+    from skimage import data
+
+    pixels: Any = data.astronaut()
+    stream = io.BytesIO()
+    picture = Image.fromarray(pixels).resize((1024, 1024), Image.Resampling.BICUBIC)
+    picture.save(stream, "JPEG", quality=90, comment=str(number))
+    return stream.getvalue()
+
+
+def make_dataset(block: dict[str, Any], side: int) -> Any:
+    """The data set of a YAML block."""
+    from omegaconf import OmegaConf
+
+    from minigpt4 import catalog
+    from minigpt4.common.registry import registry
+    from minigpt4.processors.base import ImageSpec
+
+    catalog.load()
+    cls = registry.get("builder", block.get("builder", "annotations"))
+    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), block, {"name": "bench"}))
+    return cls(cfg, ImageSpec(side)).build("train")
+
+
+def time_pictures(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Pictures per CPU-second of each way, medians over alternating rounds."""
+    import torch
+
+    torch.set_num_threads(1)
+    root = folder / "pictures"
+    root.mkdir()
+    contents = {f"{number:04d}": photograph(number) for number in range(PICTURES)}
+    for key, content in contents.items():
+        (root / f"{key}.jpg").write_bytes(content)
+    records = [{"image": f"{key}.jpg", "caption": "a person"} for key in contents]
+    (root / "records.json").write_text(json.dumps(records))
+    write_tar(root / "0.tar", ((key, content) for key, content in contents.items()))
+    sources: dict[str, dict[str, Any]] = {
+        "files": {"format": "caption", "build_info": {"ann_path": f"{root}/records.json", "image_path": str(root)}},
+        "shards": {"builder": "shards", "build_info": {"storage": f"{root}/0.tar"}},
+    }
+    ways = [(side, source, backend) for side in SIDES for source in sources for backend in BACKENDS]
+    sets = {way: make_dataset({**sources[way[1]], "image_backend": way[2]}, way[0]) for way in ways}
+    rates: dict[Any, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way in ways if number % 2 else ways[::-1]:
+            begun = time.process_time()
+            for index in range(PICTURES):
+                sets[way].sample(0, index, 1)
+            if number:  # the first round warms up
+                rates[way].append(PICTURES / (time.process_time() - begun))
+    rows = []
+    for side, source, backend in ways:
+        rate = statistics.median(rates[side, source, backend])
+        ratio = rate / statistics.median(rates[side, source, "exact"])
+        gap = difference(sets[side, source, "exact"], sets[side, source, backend])
+        rows.append({"side": side, "source": source, "backend": backend, "per_s": rate, "ratio": ratio, "levels": gap})
+    return rows
+
+
+def difference(exact: Any, other: Any) -> float:
+    """Largest difference of a picture, in levels of 256."""
+    import torch
+
+    from minigpt4.processors.base import CLIP_STD
+
+    gap = (exact.sample(0, 0, 1).images[0] - other.sample(0, 0, 1).images[0]).abs()
+    return float((gap * torch.tensor(CLIP_STD).view(3, 1, 1)).max() * 255)
+
+
+def write_tar(path: Path, members: Any) -> None:
+    """A shard of pictures with a caption each."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, content in members:
+            for ending, value in (("jpg", content), ("txt", b"a red bus near a pier")):
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size = len(value)
+                tar.addfile(info, io.BytesIO(value))
+            tar.members = []  # type: ignore[attr-defined]
+
+
+def link_shards(folder: Path, size: int) -> tuple[Path, float]:
+    """A folder of shards with ``size`` records, indexed, and the seconds that indexing one record takes."""
+    from minigpt4.datasets.shards import index_shard
+
+    first = folder / "shard.tar"
+    if not first.exists():  # pictures are tiny: nothing of them is read at the start
+        write_tar(first, ((f"{number:09d}", b"jpeg") for number in range(PER_SHARD)))
+    begun = time.perf_counter()
+    index = index_shard(first)
+    seconds = (time.perf_counter() - begun) / index.count
+    shards = folder / f"shards_{size}"
+    shards.mkdir()
+    for number in range(size // PER_SHARD):
+        os.link(first, shards / f"{number:05d}.tar")
+        os.link(index.path, shards / f".{number:05d}.tar.index")
+    return shards, seconds
+
+
+def write_annotations(path: Path, size: int) -> Path:
+    """``size`` records of two turns, about 370 bytes each."""
+    with path.open("w") as stream:
+        for number in range(size):
+            turns = [
+                {"from": "human", "value": "<image>\nDescribe the face."},
+                {"from": "gpt", "value": "A woman with a calm look. " * 8},
+            ]
+            record = {"id": f"{number:09d}", "image": f"coco/{number:09d}.jpg", "conversations": turns}
+            stream.write(("[" if number == 0 else ",\n") + json.dumps(record))
+        stream.write("]")
+    return path
+
+
+def time_records(folder: Path, size: int) -> list[dict[str, Any]]:
+    """Starts over ``size`` records, in processes of their own."""
+    print(f"{size:,} records ...", file=sys.stderr, flush=True)
+    shards, index_s = link_shards(folder, size)
+    annotations = write_annotations(folder / f"records_{size}.json", size)
+    rows = [{"kind": "shards", "records": size, **in_process("shards", shards)}]
+    if size == PER_SHARD:  # only the first one was not indexed yet
+        rows[0]["index_us"] = index_s * 1e6
+    rows.append({"kind": "annotations", "records": size, **in_process("annotations", annotations)})
+    annotations.unlink()
+    return rows
+
+
+def in_process(kind: str, path: Path) -> dict[str, Any]:
+    """``open_records`` in a fresh process with one thread."""
+    command = [sys.executable, str(Path(__file__)), "--worker", kind, str(path)]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{kind} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def open_records(kind: str, path: Path) -> dict[str, Any]:
+    """Seconds until the data set is built, bytes it keeps per record, microseconds of a record at random."""
+    block: dict[str, Any] = {"format": "conversation", "build_info": {"ann_path": str(path), "image_path": "."}}
+    if kind == "shards":
+        block = {"builder": "shards", "build_info": {"storage": str(path)}}
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder) / "one.json"
+        small.write_text('[{"id": "1", "image": "1.jpg", "conversations": []}]')
+        write_tar(Path(folder) / "one.tar", [("1", b"jpeg")])
+        key, value = ("storage", f"{folder}/one.tar") if kind == "shards" else ("ann_path", str(small))
+        keep = make_dataset({**block, "format": "caption", "build_info": {**block["build_info"], key: value}}, 224)
+    before = resident()
+    begun = time.perf_counter()
+    dataset = make_dataset(block, 224)
+    seconds = time.perf_counter() - begun
+    grown = resident() - before
+    rng = Random(0)
+    begun = time.perf_counter()
+    for _ in range(1000):
+        dataset.record(rng.randrange(len(dataset)))
+    each = (time.perf_counter() - begun) * 1000
+    del keep
+    return {"start_s": seconds, "bytes_per_record": grown / len(dataset), "record_us": each}
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    import gc
+
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def misses(figures: dict[str, Any]) -> list[str]:
+    """Gates that the figures miss. Annotation files keep their text in memory: only shards are gated on records."""
+    found = []
+    for row in figures["pictures"]:
+        if row["backend"] == "fast" and row["ratio"] < GATES["fast_ratio"]:
+            found.append(f"fast {row['ratio']:.2f} < {GATES['fast_ratio']} ({row['side']} px from {row['source']})")
+    for row in figures["records"]:
+        for key in ("start_s", "bytes_per_record"):
+            if row["kind"] == "shards" and row["records"] >= 1_000_000 and row[key] > GATES[key]:
+                found.append(f"{key} {row[key]:.1f} > {GATES[key]} ({row['records']:,} records in shards)")
+    return found
+
+
+def report(figures: dict[str, Any]) -> None:
+    """The figures as lines."""
+    for row in figures["pictures"]:
+        way = f"{row['side']} px, {row['source']}, {row['backend']}"
+        print(f"{way:<24} {row['per_s']:7.1f} pictures/CPU-s  x{row['ratio']:.2f}  {row['levels']:.1f} levels off")
+    for row in figures["records"]:
+        print(
+            f"{row['records']:>9,} records, {row['kind']:<11} start {row['start_s']:6.2f} s, "
+            f"{row['bytes_per_record']:7.1f} B each, {row['record_us']:5.0f} us to read one"
+        )
+        if "index_us" in row:
+            print(f"{'':>10}indexing a shard for the first time: {row['index_us']:.0f} us per record")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
