@@ -69,7 +69,7 @@ def blocks() -> dict[str, Any]:
 
 
 def test_every_block_of_the_guide_works(data: Path) -> None:
-    assert len(blocks()) == 15
+    assert len(blocks()) == 16
     for name, block in blocks().items():
         made = builder(name, block)
         assert made.check() == [], name

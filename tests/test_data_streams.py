@@ -196,3 +196,13 @@ def test_ranges_are_written_out_and_s3_becomes_a_pipe() -> None:
         "pipe:aws s3 cp s3://b/1.tar -",
     ]
     assert expand_addresses("pipe:ls | awk '{print}'") == ["pipe:ls | awk '{print}'"]
+
+
+def test_the_first_record_of_a_stream_tells_its_format(folder: Path) -> None:
+    record = {"question": "Who?", "answer": "Ann"}
+    tar_file(folder / "qa.tar", {"a.jpg": png(1), "a.json": json.dumps(record).encode()})
+    info = {"storage": f"pipe:cat {folder}/qa.tar", "samples": 1}
+    made = builder("mine", block(folder, format="auto", build_info=info))
+    assert made.check() == []
+    dataset: Any = made.build("train")
+    assert dataset.sample(0, 0, 1).turns[0].answer == "Ann"

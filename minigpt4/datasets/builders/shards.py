@@ -66,7 +66,9 @@ class ShardsBuilder(DatasetBuilder):
     def build(self, split: str) -> ShardDataset | StreamDataset:
         """Indexes what is not indexed yet, then opens nothing before the first sample; streams: reads the front."""
         if split == "train" and self._is_stream():
-            return self._stream()
+            stream = self._stream()
+            self.log_format(stream.record(0), "tar stream", len(stream))
+            return stream
         if split == "val" and not self.cfg.val.ann_path:
             raise DataError(f"dataset '{self.cfg.name}': no val split; name tar files of their own in val.ann_path")
         dataset = self._dataset(self._shards(split), split)
@@ -104,7 +106,6 @@ class ShardsBuilder(DatasetBuilder):
         )
         if self.cfg.format == "auto":
             stream.recipe = self.recipe(stream.record(0), "train")
-            self.log_format(stream.record(0))
         return stream
 
     def _shards(self, split: str) -> list[Path]:
