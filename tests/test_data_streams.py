@@ -157,9 +157,12 @@ def test_broken_samples_travel_with_the_sample_that_took_their_place(folder: Pat
 
 
 def test_a_broken_member_stops_a_strict_run_by_name(folder: Path) -> None:
-    broken(folder)
     info = {"storage": f"pipe:cat {folder}/00001.tar", "samples": 24, "shuffle_buffer": 1}
-    data = windows(builder("mine", block(folder, build_info=info)).build("train"))
+    made = builder("mine", block(folder, build_info=info))
+    data = windows(made.build("train"))
+    broken(folder)
+    (problem,) = made.check()
+    assert "00001.tar" in problem
     with pytest.raises(DataError, match=r"dataset 'mine', .*00001\.tar"):
         answers(data, range(4))
 
