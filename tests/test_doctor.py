@@ -344,3 +344,12 @@ def test_what_is_examined_does_not_depend_on_how_a_worker_starts(tmp_path: Path)
     here = Examiner(split, find_encoder(cfg)[0], seed=1)
     there: Examiner = pickle.loads(pickle.dumps(here))  # as a spawned worker receives it
     assert [there.examine(place) for place in range(20)] == [here.examine(place) for place in range(20)]
+
+
+def test_a_stream_is_noted_and_not_examined(tmp_path: Path) -> None:
+    tar_file(tmp_path / "0.tar", {"a.jpg": png(9), "a.txt": b"a wall"})
+    info = {"storage": f"pipe:cat {tmp_path}/0.tar", "samples": 1_000_000}
+    config = write_config(tmp_path, {"far": {"builder": "shards", "build_info": info, "format": "caption"}})
+    out = tmp_path / "found.json"
+    assert cli.main(["doctor", "--cfg-path", str(config), "--json", str(out)]) == 0
+    assert "a stream is read in training only" in out.read_text(encoding="utf-8")

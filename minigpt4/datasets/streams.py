@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -189,6 +190,11 @@ class StreamDataset(MapDataset):
         front = self.front()
         return self._record(front[index % len(front)])
 
+    def pictures(self, index: int) -> list[Path | bytes]:
+        """Bytes of the one picture of a sample from the front."""
+        front = self.front()
+        return [_picture(front[index % len(front)])]
+
     def load(self, index: int, rng: Random) -> Sample:
         """The next sample of the stream, whatever ``index``; before ``begin`` one from the front."""
         if self._reader is None:
@@ -223,7 +229,7 @@ class StreamDataset(MapDataset):
         shard, key = _short(item["__url__"]), item["__key__"]
         self._place = f"{shard}, sample {key}"
         record = self._record(item)
-        image = next(item[ending] for ending in IMAGE_ENDINGS if ending in item)
+        image = _picture(item)
 
         def opened() -> list[Image.Image]:
             return [self.open(io.BytesIO(image), key)]
@@ -258,6 +264,11 @@ class StreamDataset(MapDataset):
     def fingerprint(self) -> str:
         """Hash over the addresses; what lies there is not looked at."""
         return hashlib.sha256("\n".join(self.addresses).encode()).hexdigest()
+
+
+def _picture(item: Mapping[str, Any]) -> bytes:
+    found: bytes = next(item[ending] for ending in IMAGE_ENDINGS if ending in item)
+    return found
 
 
 def _short(address: str) -> str:

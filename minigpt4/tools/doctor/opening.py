@@ -19,6 +19,7 @@ from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.builders.annotations import AnnotationInfo, AnnotationsBuilder
 from minigpt4.datasets.builders.faces import SectionInfo
 from minigpt4.datasets.map_dataset import MapDataset
+from minigpt4.datasets.streams import StreamDataset
 from minigpt4.runners.parts import build_model, default_prompts
 from minigpt4.tools.doctor.examine import Finding, Split
 
@@ -95,6 +96,9 @@ def _open(opened: Opened, builder: Any, split: str, wishes: Wishes) -> None:
         return
     if not isinstance(dataset, MapDataset):
         found.append(Finding("not-examined", -1, f"builder {builder.cfg.builder} makes a {type(dataset).__name__}"))
+        return
+    if isinstance(dataset, StreamDataset):  # the same few samples from its front would be seen again and again
+        found.append(Finding("not-examined", -1, "a stream is read in training only; its first samples are readable"))
         return
     chosen = spread(len(dataset), wishes.sample)
     stride = 1 if wishes.decode else max(1, len(chosen) // _DECODED)
