@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
+import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -209,3 +213,15 @@ def test_the_first_record_of_a_stream_tells_its_format(folder: Path) -> None:
     assert made.check() == []
     dataset: Any = made.build("train")
     assert dataset.sample(0, 0, 1).turns[0].answer == "Ann"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads addresses through curl")
+def test_shards_of_a_web_server_are_streamed(folder: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        storage = f"http://127.0.0.1:{server.server_port}/{{00000..00003}}.tar"
+        far = builder("far", {**block(folder), "build_info": {"storage": storage, "samples": 24}}).build("train")
+        found = answers(windows(far), range(12))
+        server.shutdown()
+    assert Counter(found) == ALL
