@@ -240,6 +240,7 @@ class RunConfig:
     job_name: str = ""  # folder below output_dir; empty = name of the YAML file
     precision: str = "auto"  # fp32 | bf16 | fp16 | auto (bf16 where the GPU has it, else fp16; fp32 on a CPU)
     packing: str = "auto"  # auto | packed (rows without padding) | padded
+    packing_backend: str = "auto"  # of attention: auto (varlen if equal here) | varlen | flex | mask | per_sample
     row_tokens: int = 4096  # longest packed row, in tokens
     recompute: str = "none"  # none | full: use_grad_checkpoint_llm, and use_grad_checkpoint where the tower trains
     parallel: str = "ddp"  # how ranks work together; ddp
@@ -269,6 +270,7 @@ class RunConfig:
         for key, allowed in (
             ("precision", ("auto", "fp32", "bf16", "fp16")),
             ("packing", ("auto", "packed", "padded")),
+            ("packing_backend", ("auto", "varlen", "flex", "mask", "per_sample")),
             ("recompute", ("none", "full")),
             ("parallel", ("ddp",)),
             ("sanity", ("raise", "warn", "off")),

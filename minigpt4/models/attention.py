@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from minigpt4.models.packing import BACKENDS, Options
 
 NAME = "packed_sdpa"
 
@@ -23,11 +24,13 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     sample_lengths: Sequence[int] | None = None,
+    packing_backend: str = "per_sample",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query [R, H, T, d], key and value [R, H', T, d] -> [R, T, H, d].
 
-    ``sample_lengths`` (one row only): samples stand one behind another; each attends causally to itself.
+    ``sample_lengths`` (one row only): samples stand one behind another; each attends causally to itself, computed by
+    ``packing_backend``, a name in ``packing.BACKENDS``.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -37,21 +40,11 @@ def packed_attention(
             attention_mask = torch.ones(1, 1, new, known, dtype=torch.bool, device=query.device).tril(known - new)
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return plain
-    lengths = list(sample_lengths)
-    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    attended = [
-        functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            dropout_p=kwargs.get("dropout", 0.0) if module.training else 0.0,
-            scale=kwargs.get("scaling"),
-            is_causal=True,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        for q, k, v in parts
-    ]
-    return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
+    options = Options(
+        tuple(sample_lengths), kwargs.get("dropout", 0.0) if module.training else 0.0, kwargs.get("scaling")
+    )
+    attended = BACKENDS[packing_backend](query, key, value, options)
+    return attended.transpose(1, 2).contiguous(), None
 
 
 def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

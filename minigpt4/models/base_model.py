@@ -29,6 +29,7 @@ from minigpt4.models.load_report import (
     match_weights,
 )
 from minigpt4.models.losses import token_losses
+from minigpt4.models.packing import Shape, choose
 from minigpt4.models.probe import examine
 from minigpt4.models.vision import VisionInfo, build_vision, tower_file
 from minigpt4.models.weights import Weights, canonical_name, find_weights, read_weights
@@ -68,6 +69,7 @@ class BaseModel(nn.Module, ABC):
             traits = examine(self._lm, cfg.llama_model)
         self.logit_shape = traits.logits
         self.attends_by_sample, self.keeps_samples_apart = traits.attends_by_sample, traits.keeps_samples_apart
+        self.packing_backend = "per_sample"
         rows, self.hidden_size = self._lm.get_input_embeddings().weight.shape
         self._check_vocabulary(int(rows))
         if cfg.freeze_vit:
@@ -203,6 +205,15 @@ class BaseModel(nn.Module, ABC):
             return contextlib.nullcontext()
         return torch.autocast("cpu" if self.device.type == "meta" else self.device.type, self.dtype)
 
+    def choose_packing_backend(self, wanted: str) -> str:
+        """Settle how attention over packed rows is computed; returns why. Raises ConfigError if it cannot be so."""
+        config = self._lm.config
+        heads = int(config.num_attention_heads)
+        width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        shape = Shape(heads, int(getattr(config, "num_key_value_heads", None) or heads), width)
+        self.packing_backend, reason = choose(wanted, shape, self.device, self.dtype)
+        return reason
+
     def encode_images(self, images: Tensor) -> Tensor:
         """images [N, 3, S, S], or features [N, P, C'] -> embeddings [N, P, D]."""
         if images.dim() == 4:
@@ -246,7 +257,7 @@ class BaseModel(nn.Module, ABC):
                 raise ValueError(f"{self.cfg.llama_model}: samples of one packed row would see each other")
             options["position_ids"] = position_ids
             if self.attends_by_sample:
-                options["sample_lengths"] = tuple(lengths)
+                options |= {"sample_lengths": tuple(lengths), "packing_backend": self.packing_backend}
         output = self._lm.get_decoder()(inputs_embeds=embeddings, attention_mask=None, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -19,6 +19,7 @@ from minigpt4.runners.parts import (
     build_sampler,
     choose_packing,
     choose_precision,
+    describe_rows,
     make_plan,
 )
 
@@ -49,7 +50,7 @@ def dry_run(cfg: Config) -> int:
         log.info("nothing is held out; val: {fraction: 0.1} in a data set measures how well answers generalise")
     sanity.warn_of_cuts(surveys)
     sanity.report(run.sanity, [*sanity.check_labels(surveys, model.encoder), *sanity.check_image_size(cfg)])
-    packing = choose_packing(run.packing, model)
-    log.info("precision %s; %s rows; device %s", str(precision).removeprefix("torch."), packing, device)
+    rows = describe_rows(run, choose_packing(run.packing, model), model)
+    log.info("precision %s; %s; device %s", str(precision).removeprefix("torch."), rows, device)
     log.info("dry run: no weights were read, nothing was trained, nothing was written")
     return 0

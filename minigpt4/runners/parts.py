@@ -14,7 +14,7 @@ import torch
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.registry import registry
-from minigpt4.common.schema import Config, ModelConfig
+from minigpt4.common.schema import Config, ModelConfig, RunConfig
 from minigpt4.common.types import IMAGE_TAG
 from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.sampler import WindowSampler
@@ -114,6 +114,18 @@ def choose_packing(name: str, model: BaseModel) -> str:
     if name != "auto":
         return name
     return "packed" if model.attends_by_sample else "padded"  # else it would be one dense T x T block
+
+
+def describe_rows(run: RunConfig, packing: str, model: BaseModel) -> str:
+    """Settles how attention over packed rows is computed; a line for people. Raises ConfigError if it cannot be so."""
+    if packing != "packed" or not model.attends_by_sample:
+        if run.packing_backend not in ("auto", "per_sample"):
+            raise ConfigError(
+                f"run.packing_backend: {run.packing_backend} is for rows packed by sample; this run's are {packing}"
+            )
+        return f"{packing} rows"
+    reason = model.choose_packing_backend(run.packing_backend)
+    return f"packed rows, attention {model.packing_backend} ({reason})"
 
 
 def ratios_of(datasets: Sequence[SampleDataset], temperature: float | None) -> list[float]:

@@ -30,6 +30,7 @@ from minigpt4.runners.parts import (
     build_sampler,
     choose_packing,
     choose_precision,
+    describe_rows,
     make_plan,
     memory_gb,
     raise_file_limit,
@@ -63,6 +64,7 @@ class RunnerBase:
         wrapped = dist.wrap(self.model)
 
         packing = choose_packing(run.packing, self.model)
+        rows = describe_rows(run, packing, self.model)
         self.datasets = build_datasets(cfg, self.model, "train")
         self.validator = Validator(cfg, self.model, self.task, build_datasets(cfg, self.model, "val"), dist)
         self.sampler = build_sampler(cfg, self.datasets, dist)
@@ -88,16 +90,16 @@ class RunnerBase:
         self._last_saved = self.progress.window if is_same_job else -1
         self.pace = Pace()
         self._is_first_loss = checkpoint is None
-        self._check_and_show(packing, str(precision).removeprefix("torch."))
+        self._check_and_show(rows, str(precision).removeprefix("torch."))
 
-    def _check_and_show(self, packing: str, precision: str) -> None:
+    def _check_and_show(self, rows: str, precision: str) -> None:
         """The header of a run, and the checks that need no training. Every rank comes to the same verdict."""
         encoder = self.model.encoder
         surveys = overview.survey(self.datasets, encoder, self.cfg.run.seed)
         if self.dist.is_main:
             overview.show(surveys, self.sampler, self.plan, self.dist.world_size, self.model)
             sanity.warn_of_cuts(surveys)
-            log.info("precision %s; %s rows; device %s; job %s", precision, packing, self.dist.device, self.job_dir)
+            log.info("precision %s; %s; device %s; job %s", precision, rows, self.dist.device, self.job_dir)
         messages = [*sanity.check_labels(surveys, encoder), *sanity.check_image_size(self.cfg)]
         sanity.report(self.cfg.run.sanity, messages)
 
