@@ -214,3 +214,20 @@ def test_another_timm_tower_is_resized_loaded_and_left_complete(tmp_path: Path) 
     assert "trained at 64 px, model.image_size 96" in report.warnings()[0]
     assert tower(torch.zeros(1, 3, 96, 96)).shape == (1, 1 + info.num_patches, 48)
     assert torch.equal(tower.vit.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def test_a_tower_that_an_earlier_stage_trained_goes_on_into_checkpoints(tmp_path: Path) -> None:
+    case = load_case("c_minigptv2_lora_instruction")
+    files = split_case(case, tmp_path)
+    earlier = torch.load(files["ckpt"], weights_only=True)
+    name = "visual_encoder.blocks.0.mlp.fc1.weight"
+    trained = case.tensors("weights")[name] + 1.0
+    torch.save({**earlier, "model": {**earlier["model"], name: trained}}, tmp_path / "stage_a.pth")
+    cfg = build_config(case, **{**files, "ckpt": str(tmp_path / "stage_a.pth")})
+    model = MiniGPTv2.from_config(cfg, torch.device("cpu"), torch.float32)
+    kept = model.trainable_state()
+    torch.testing.assert_close(kept[name], trained)
+    assert [n for n in kept if n.startswith("visual_encoder.")] == [name]  # the rest has its file
+    again = MiniGPTv2.from_config(dataclasses.replace(cfg, ckpt=""), torch.device("cpu"), torch.float32)  # as chat does
+    again.load_weights(kept, "checkpoint", complete=True)
+    torch.testing.assert_close(again.trainable_state()[name], trained)

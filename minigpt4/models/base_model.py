@@ -56,6 +56,7 @@ class BaseModel(nn.Module, ABC):
         self.cfg = cfg
         self.device, self.dtype = device, dtype
         self._encoder = Encoder.from_config(cfg, num_image_tokens=1)  # first: a bad tokenizer is told at once
+        self._from_checkpoints: set[str] = set()  # names of tensors that load_weights brought
         self.load_reports: list[LoadReport] = []  # one per file of weights, in the order of loading
         self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self._vision_dtype())
         self._check_tower()  # before the language model loads
@@ -281,14 +282,18 @@ class BaseModel(nn.Module, ABC):
         return [(canonical_name(n), p) for n, p in self.named_parameters() if p.requires_grad]
 
     def frozen_without_file(self) -> list[tuple[str, nn.Parameter]]:
-        """Frozen tensors no file can give back (a randomly built tower): they belong into checkpoints."""
+        """Frozen tensors that only this run has, or only the checkpoint it began with: they belong into checkpoints.
+
+        A randomly built tower; a tower that an earlier stage trained and ``cfg.ckpt`` brought.
+        """
         parts: tuple[str, ...] = ()
         if self.cfg.vit_weights == "random" and self.cfg.freeze_vit:
             parts += ("visual_encoder.", "ln_vision.")
         if self.cfg.llama_weights == "random" and self.cfg.freeze_llm:
             parts += ("llama_model.",)
         frozen = ((name, parameter) for name, parameter in self.named_parameters() if not parameter.requires_grad)
-        return [(canonical_name(name), parameter) for name, parameter in frozen if name.startswith(parts)]
+        named = ((canonical_name(name), name, parameter) for name, parameter in frozen)
+        return [(known, p) for known, name, p in named if name.startswith(parts) or known in self._from_checkpoints]
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint stores: published name -> CPU copy."""
@@ -299,6 +304,7 @@ class BaseModel(nn.Module, ABC):
         """Copy the tensors of a file in; see ``match_weights`` for what is an error. Returns the report, kept too."""
         values, report = self._match(state, source, complete)
         parameters = {canonical_name(name): p for name, p in self.named_parameters()}
+        self._from_checkpoints |= set(values)
         with torch.no_grad():
             for name, value in values.items():
                 parameters[name].copy_(value.to(parameters[name].device))
