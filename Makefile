@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
+# two processes, each with whole files: what a file's tests share is built once
+SIDE_BY_SIDE ?= -n 2 --dist loadfile
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,10 +27,10 @@ lint: install ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## ruff, mypy and the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
 
 test-all: lint ## also the tests that take minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 	$(BIN)/python -m minigpt4.tools.quickstart
