@@ -39,7 +39,8 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training example. ``images``: one tensor per IMAGE_TAG over all turns, [3, S, S] float32, normalised.
+    """One training example. ``images``: one tensor per IMAGE_TAG over all turns, [3, S, S] float32, normalised,
+    or its frozen features [P, C'].
 
     ``passed_over``: broken records in whose place this one stands.
     """
@@ -74,7 +75,8 @@ class Batch:
     input_ids     [R, T] long; IMAGE_TOKEN stands P times per image, images are consumed in order.
     position_ids  [R, T] long; restarts at 0 for every sample; the padded tail is 0.
     labels        [R, T] long; IGNORE_INDEX except answer tokens; the first token of a sample is IGNORE_INDEX.
-    images        [N, 3, S, S] float32; N may be 0.
+    images        [N, 3, S, S] float32, or frozen features [N, P, C']; N may be 0.
+    image_order   [M] long: which of ``images`` stands at each of M places; None: every one once, in order.
     lengths       per sample, in order of appearance.
     passed_over   broken records that others stand in for.
     """
@@ -88,6 +90,7 @@ class Batch:
     sample_ids: tuple[str, ...] = ()
     num_image_positions: int = -1
     passed_over: tuple[BadRecord, ...] = ()
+    image_order: Tensor | None = None
 
     def __post_init__(self) -> None:
         # Counted once, on the CPU, so that the model can check it without a device synchronisation.
@@ -106,6 +109,7 @@ class Batch:
             position_ids=move(self.position_ids),
             labels=move(self.labels),
             images=move(self.images),
+            image_order=None if self.image_order is None else move(self.image_order),
         )
 
     def pin_memory(self) -> Batch:
@@ -116,4 +120,5 @@ class Batch:
             position_ids=self.position_ids.pin_memory(),
             labels=self.labels.pin_memory(),
             images=self.images.pin_memory(),
+            image_order=None if self.image_order is None else self.image_order.pin_memory(),
         )

@@ -215,33 +215,40 @@ class BaseModel(nn.Module, ABC):
         self.packing_backend, reason = choose(wanted, shape, self.device, self.dtype)
         return reason
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """images [N, 3, S, S], or features [N, P, C'] -> embeddings [N, P, D]."""
+    def encode_images(self, images: Tensor, order: Tensor | None = None) -> Tensor:
+        """images [N, 3, S, S], or features [N, P, C'] -> embeddings [N, P, D]; with ``order`` [M] [M, P, D].
+
+        A picture that stands at several places goes through the frozen parts and the projection once.
+        """
         if images.dim() == 4:
             frozen = self.cfg.freeze_vit and not any(p.requires_grad for p in self._vision_parameters())
+            if order is not None and not frozen:  # stochastic depth is drawn for every place
+                images, order = images[order], None
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
                 images = self.vision_features(images)
-        return self.project(images)
+        projected = self.project(images)
+        return projected if order is None else projected[order]
 
     def _vision_parameters(self) -> list[nn.Parameter]:
         return [*self.visual_encoder.parameters(), *self.ln_vision.parameters()]
 
-    def embed(self, input_ids: Tensor, images: Tensor, num_image_positions: int) -> Tensor:
+    def embed(self, input_ids: Tensor, images: Tensor, num_image_positions: int, order: Tensor | None = None) -> Tensor:
         """input_ids [R, T], images of all IMAGE_TOKEN positions in order -> embeddings [R, T, D].
 
-        Raises ValueError naming both counts when positions and image features differ.
+        order: see ``Batch.image_order``. Raises ValueError naming both counts when positions and image features differ.
         """
-        found = images.shape[0] * self.encoder.num_image_tokens
+        count = images.shape[0] if order is None else order.shape[0]
+        found = count * self.encoder.num_image_tokens
         if found != num_image_positions:
             raise ValueError(
-                f"{num_image_positions} image positions in the ids but {images.shape[0]} images give {found} features; "
+                f"{num_image_positions} image positions in the ids but {count} images give {found} features; "
                 f"each image needs exactly {self.encoder.num_image_tokens} positions"
             )
         is_image = input_ids == IMAGE_TOKEN
         embeddings: Tensor = self._lm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if images.shape[0] == 0:
             return embeddings
-        features = self.encode_images(images).to(embeddings.dtype)  # [N, P, D]
+        features = self.encode_images(images, order).to(embeddings.dtype)  # [N, P, D]
         return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
 
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -266,7 +273,7 @@ class BaseModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> LossOutput:
         """Summed cross-entropy of the supervised positions; the head sees no other position."""
         with self.autocast():
-            embeddings = self.embed(batch.input_ids, batch.images, batch.num_image_positions)
+            embeddings = self.embed(batch.input_ids, batch.images, batch.num_image_positions, batch.image_order)
             hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths)
             targets = shifted_labels(batch.labels)  # [R, T]
             rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
