@@ -9,6 +9,8 @@ from minigpt4.common.errors import ConfigError
 
 TOKENIZER_TEMPLATE = "tokenizer"
 """``prompt_template`` that stands for the chat template of the tokenizer."""
+CACHE_MODES = ("off", "memory", "disk", "auto")
+"""Values of ``cache_vision``."""
 AUTO_END = "auto"
 """``end_sym`` that stands for whatever ends an answer in the template, or else for the end token."""
 
@@ -45,7 +47,8 @@ class ModelConfig:
     max_context_len: int = 3800  # cap of the prompt part, in positions
     end_sym: str = "\n"  # text after every answer; training teaches it, chat stops at it; auto = the template's, or eos
     chat_format: str = "auto"  # how chat writes a conversation: auto (by model_type), or a registered template
-    cache_vision: str = "off"  # frozen vision features kept for reuse; off in this version
+    # auto = disk for runs that see a picture twice, if half of the free space is enough
+    cache_vision: str = "off"  # frozen vision features kept for reuse: off | memory | disk | auto (disk where it pays)
     ckpt: str = ""  # initial weights (alias: init_from)
 
     def __post_init__(self) -> None:
@@ -71,8 +74,10 @@ class ModelConfig:
             raise ConfigError("llama_weights random cannot be quantised; remove low_resource or load_in_4bit")
         if self.vit_precision not in ("auto", "fp16", "bf16", "fp32"):
             raise ConfigError(f"vit_precision must be one of auto, fp16, bf16, fp32; got '{self.vit_precision}'")
-        if self.cache_vision != "off":
-            raise ConfigError(f"cache_vision must be off in this version, got '{self.cache_vision}'")
+        if self.cache_vision not in CACHE_MODES:
+            raise ConfigError(f"cache_vision must be one of {', '.join(CACHE_MODES)}; got '{self.cache_vision}'")
+        if self.cache_vision in ("memory", "disk") and not self.freeze_vit:
+            raise ConfigError(f"cache_vision {self.cache_vision} needs a frozen vision part, but freeze_vit is False")
 
     @property
     def wraps_prompts(self) -> bool:
@@ -237,6 +242,7 @@ class RunConfig:
     num_workers: int = 0  # loader processes per rank; 0 = none
     seed: int = 42  # decides order, drawing and dropout
     output_dir: str = "output"  # where job folders are made
+    cache_root: str = ""  # folder of model.cache_vision disk; "" = MINIGPT4_CACHE, else vision_cache in output_dir
     job_name: str = ""  # folder below output_dir; empty = name of the YAML file
     precision: str = "auto"  # fp32 | bf16 | fp16 | auto (bf16 where the GPU has it, else fp16; fp32 on a CPU)
     packing: str = "auto"  # auto | packed (rows without padding) | padded

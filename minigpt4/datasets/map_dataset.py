@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from minigpt4.common.errors import DataError, nearest
 from minigpt4.common.schema import DatasetConfig
@@ -22,9 +21,15 @@ from minigpt4.conversation.boxes import BoxReader
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.balance import Groups, group_records
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
+from minigpt4.datasets.pictures import ImageSource, open_encoded, open_image
 from minigpt4.datasets.stored import StoredImage, content_hash
 from minigpt4.datasets.talks import with_part_images
 from minigpt4.processors.base import ImageProcessor, TextProcessor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt4.datasets.cached_pictures import CachedPictures
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +114,7 @@ class ImageFinder:
         """``record`` with ``images``: one name per picture, the most likely one; an empty list for none."""
         return {**record, "images": [names[0].name for names in self._candidates(record)]}
 
-    def find(self, record: Record) -> list[Path | StoredImage]:
+    def find(self, record: Record) -> list[ImageSource]:
         """Existing files, in order; pictures inside tables as they are. Raises DataError that names what was tried."""
         return [path for path, _ in self.located(record)]
 
@@ -194,6 +199,7 @@ class MapDataset(ABC):
         self.name = cfg.name
         self.recipe = recipe
         self.bad: set[int] = set()
+        self.features: CachedPictures | None = None  # frozen features in the place of pixels
 
     @abstractmethod
     def __len__(self) -> int:
@@ -208,16 +214,20 @@ class MapDataset(ABC):
         """The mapped record with ``images``, as formats read it. Raises DataError without its place."""
 
     @abstractmethod
-    def pictures(self, index: int) -> list[Path | bytes]:
-        """Files or contents of a sample's pictures, none of them decoded. Raises DataError for one that is missing."""
-
-    @abstractmethod
     def load(self, index: int, rng: Random) -> Sample:
         """The sample at ``index``. Raises DataError without its place."""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash of the data; changes when a file does."""
+
+    def sources(self, index: int) -> Sequence[ImageSource]:
+        """Where a sample's pictures lie, in order. Raises DataError without its place, also where that is not known."""
+        raise DataError("this kind of data set does not know its pictures before they are read")
+
+    def pictures(self, index: int) -> list[Path | bytes]:
+        """Files or contents of a sample's pictures, none of them decoded. Raises DataError for one that is missing."""
+        return [source if isinstance(source, Path) else source.read() for source in self.sources(index)]
 
     def groups(self) -> Groups | None:
         """What ``balance.by`` makes of the records; None without. Raises DataError where groups are not known."""
@@ -256,25 +266,31 @@ class MapDataset(ABC):
         if count & (count - 1) == 0:  # 1, 2, 4, 8, ...: a hopeless set does not flood the log
             log.warning("%s; skipped (%d so far in this process)", message, count)
 
-    def open(self, source: Any, name: str = "") -> Image.Image:
-        """A picture from a path or a stream as the processor wants it: decoded, or with ``image_backend: fast`` not."""
-        if self.cfg.image_backend == "exact":
-            return open_image(source, name)
-        return open_encoded(source, name)
+    def open(self, source: ImageSource) -> Image.Image:
+        """A picture as the processor wants it: decoded, or with ``image_backend: fast`` not."""
+        if self.features is not None:  # its size alone is asked for
+            return open_image(source, decode=False)
+        return open_image(source) if self.cfg.image_backend == "exact" else open_encoded(source)
 
     def make_sample(
-        self, record: Record, open_images: Callable[[], Iterable[Image.Image]], sample_id: str, rng: Random
+        self, index: int, record: Record, sources: Callable[[], Sequence[ImageSource]], sample_id: str, rng: Random
     ) -> Sample:
-        """Turns and tensors of one mapped record; pictures are opened when a prompt or the format asks for them.
+        """Turns and tensors of one mapped record; pictures are opened when a prompt or the format asks for them, and
+        not decoded where their features are known.
 
         Raises DataError when tags and pictures differ in number.
         """
-        pictures = ImageSizes(open_images)
+        pictures = ImageSizes(lambda: [self.open(source) for source in sources()])
         turns = self.recipe.turns({**record, "image_sizes": pictures}, rng)
         tags = sum(turn.prompt.count(IMAGE_TAG) for turn in turns)
         if tags not in (0, len(record["images"])):
             raise DataError(f"the prompts hold {tags} {IMAGE_TAG}, but there are {len(record['images'])} images")
-        tensors = tuple(self.recipe.vision(image) for image in pictures.images) if tags else ()
+        if not tags:
+            tensors: tuple[Tensor, ...] = ()
+        elif self.features is not None:
+            tensors = self.features[index]
+        else:
+            tensors = tuple(self.recipe.vision(image) for image in pictures.images)
         return Sample(turns, tensors, f"{self.name}/{sample_id}", {"dataset": self.name})
 
 
@@ -306,11 +322,6 @@ class AnnotationDataset(MapDataset):
         """The mapped record with ``images``, as formats read it."""
         return self.finder.named(self.recipe.mapped(self.annotations[self._indices[index]]))
 
-    def pictures(self, index: int) -> list[Path | bytes]:
-        """Files below the folder of the pictures; of those inside tables the contents."""
-        found = self.finder.find(self.recipe.mapped(self.annotations[self._indices[index]]))
-        return [item if isinstance(item, Path) else item.read() for item in found]
-
     def annotation_index(self, index: int) -> int:
         """Number of a sample's record in ``annotations``."""
         return self._indices[index]
@@ -318,11 +329,12 @@ class AnnotationDataset(MapDataset):
     def load(self, index: int, rng: Random) -> Sample:
         """Reads pictures now; the annotation file was read once."""
         record = self.recipe.mapped(self.annotations[self._indices[index]])
+        name = record_id(record, self._indices[index])
+        return self.make_sample(index, self.finder.named(record), lambda: self.finder.find(record), name, rng)
 
-        def opened() -> Iterator[Image.Image]:
-            return (self.open(path) for path in self.finder.find(record))
-
-        return self.make_sample(self.finder.named(record), opened, record_id(record, self._indices[index]), rng)
+    def sources(self, index: int) -> Sequence[ImageSource]:
+        """Files that exist, or places in tables."""
+        return self.finder.find(self.recipe.mapped(self.annotations[self._indices[index]]))
 
     def groups(self) -> Groups | None:
         """Records by section or by the field ``balance.by``. Raises DataError for a record without, and without groups.
@@ -368,28 +380,6 @@ def record_id(record: Record, index: int) -> str:
         if record.get(key) not in (None, ""):
             return str(record[key])
     return str(index)
-
-
-def open_image(source: Any, name: str = "", decode: bool = True) -> Image.Image:
-    """A picture from a path, a stream or a table; without ``decode`` its size alone. Raises DataError that names it."""
-    if isinstance(source, StoredImage):
-        name, source = str(source), source.open()
-    try:
-        with Image.open(source) as image:
-            if decode:
-                image.load()
-            return image
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image '{name or source}' cannot be read: {' '.join(str(error).split())}") from error
-
-
-def open_encoded(source: Any, name: str = "") -> Image.Image:
-    """A picture whose size is known and whose file is in memory, not decoded. Raises DataError that names it."""
-    try:
-        content = Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
-        return Image.open(io.BytesIO(content))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image '{name or source}' cannot be read: {' '.join(str(error).split())}") from error
 
 
 def split_indices(

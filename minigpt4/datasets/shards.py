@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -22,12 +21,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from PIL import Image
-
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import Sample
 from minigpt4.datasets.map_dataset import MapDataset, Recipe
+from minigpt4.datasets.pictures import TarImage
 
 log = logging.getLogger(__name__)
 
@@ -249,22 +247,21 @@ class ShardDataset(MapDataset):
         shard, row = self._place(index)
         return self._record(shard, self._row(shard, row))
 
-    def pictures(self, index: int) -> list[Path | bytes]:
-        """Bytes of the one picture."""
-        shard, number = self._place(index)
-        row = self._row(shard, number)
-        return [self._files.read(self._tars[shard], row[0], row[1])]
-
     def load(self, index: int, rng: Random) -> Sample:
         """Three reads: the row of the index, the text, the picture."""
         shard, number = self._place(index)
         row = self._row(shard, number)
-        key = self._key(shard, row[0])
+        picture = self._picture(shard, row)
+        name = f"{self._tars[shard].name}/{picture.key}"
+        return self.make_sample(index, self._record(shard, row), lambda: [picture], name, rng)
 
-        def opened() -> list[Image.Image]:
-            return [self.open(io.BytesIO(self._files.read(self._tars[shard], row[0], row[1])), key)]
+    def sources(self, index: int) -> list[TarImage]:
+        """One place in a tar."""
+        shard, row = self._place(index)
+        return [self._picture(shard, self._row(shard, row))]
 
-        return self.make_sample(self._record(shard, row), opened, f"{self._tars[shard].name}/{key}", rng)
+    def _picture(self, shard: int, row: Sequence[int]) -> TarImage:
+        return TarImage(self._tars[shard], row[0], row[1], self._key(shard, row[0]), self._files)
 
     def _row(self, shard: int, row: int) -> tuple[int, ...]:
         index = self._indices[shard]

@@ -8,7 +8,6 @@ equal seed, ranks and workers see the same samples, a resumed run sees other one
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -21,13 +20,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import get_worker_info
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import Sample
 from minigpt4.datasets.map_dataset import MapDataset, Recipe
+from minigpt4.datasets.pictures import HeldImage
 from minigpt4.datasets.shards import IMAGE_ENDINGS, is_remote
 
 log = logging.getLogger(__name__)
@@ -231,10 +230,7 @@ class StreamDataset(MapDataset):
         record = self._record(item)
         image = _picture(item)
 
-        def opened() -> list[Image.Image]:
-            return [self.open(io.BytesIO(image), key)]
-
-        return self.make_sample(record, opened, f"{shard}/{key}", rng)
+        return self.make_sample(-1, record, lambda: [HeldImage(image, key)], f"{shard}/{key}", rng)
 
     def _record(self, item: Mapping[str, Any]) -> dict[str, Any]:
         members = [name for name in item if not name.startswith("__")]

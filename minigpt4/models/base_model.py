@@ -57,6 +57,7 @@ class BaseModel(nn.Module, ABC):
         self.device, self.dtype = device, dtype
         self._encoder = Encoder.from_config(cfg, num_image_tokens=1)  # first: a bad tokenizer is told at once
         self._from_checkpoints: set[str] = set()  # names of tensors that load_weights brought
+        self.reads_pixels = True  # False: the vision part was freed, features alone are understood
         self.load_reports: list[LoadReport] = []  # one per file of weights, in the order of loading
         self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self._vision_dtype())
         self._check_tower()  # before the language model loads
@@ -221,6 +222,7 @@ class BaseModel(nn.Module, ABC):
         A picture that stands at several places goes through the frozen parts and the projection once.
         """
         if images.dim() == 4:
+            assert self.reads_pixels, "pixels given to a model whose vision part was freed"
             frozen = self.cfg.freeze_vit and not any(p.requires_grad for p in self._vision_parameters())
             if order is not None and not frozen:  # stochastic depth is drawn for every place
                 images, order = images[order], None

@@ -35,6 +35,8 @@ class MiniGPT4Config(ModelConfig):
         super().__post_init__()
         if self.num_query_token < 1:
             raise ConfigError(f"num_query_token must be >= 1, got {self.num_query_token}")
+        if self.cache_vision in ("memory", "disk") and self.has_qformer and not self.freeze_qformer:
+            raise ConfigError(f"cache_vision {self.cache_vision} needs a frozen Q-Former, but freeze_qformer is False")
 
 
 @registry.register("model", "minigpt4")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
@@ -30,7 +30,12 @@ class ImageSpec:
 
 
 class ImageProcessor(ABC):
-    """PIL image -> float32 [3, S, S], normalised. Objects are picklable: they travel to loader workers."""
+    """PIL image -> float32 [3, S, S], normalised. Objects are picklable: they travel to loader workers.
+
+    is_random: the same picture does not always give the same pixels.
+    """
+
+    is_random: ClassVar[bool] = False
 
     def __init__(self, cfg: ProcessorConfig, image: ImageSpec) -> None:
         self.cfg = cfg
@@ -39,6 +44,11 @@ class ImageProcessor(ABC):
         if len(mean) != 3 or len(std) != 3 or 0.0 in std:
             raise ConfigError(f"vis_processor: mean and std need three numbers, std no zero; got {mean} and {std}")
         self.spec = ImageSpec(image.size, mean, std)
+
+    def identity(self) -> str:
+        """Equal for processors that make equal pixels of every picture."""
+        settings = {key: value for key, value in asdict(self.cfg).items() if key not in ("name", "mean", "std")}
+        return f"{type(self).__module__}.{type(self).__qualname__} {self.spec} {settings}"
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> Tensor:

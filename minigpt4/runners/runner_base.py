@@ -37,6 +37,7 @@ from minigpt4.runners.parts import (
 )
 from minigpt4.runners.progress import Progress
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
+from minigpt4.runners.vision_cache import use_cache
 from minigpt4.tasks.base_task import BaseTask, StepStats, Training
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,20 @@ class RunnerBase:
 
         torch.manual_seed(run.seed)
         self.model = build_model(cfg, dist.device, precision)
+        if checkpoint is not None:  # first: it may hold frozen parts whose features are cached
+            self.model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
         wrapped = dist.wrap(self.model)
 
         packing = choose_packing(run.packing, self.model)
         rows = describe_rows(run, packing, self.model)
         self.datasets = build_datasets(cfg, self.model, "train")
-        self.validator = Validator(cfg, self.model, self.task, build_datasets(cfg, self.model, "val"), dist)
+        held_out = build_datasets(cfg, self.model, "val")
         self.sampler = build_sampler(cfg, self.datasets, dist)
         self.windows = WindowDataset(self.datasets, self.sampler, self.model.encoder, packing, run.row_tokens, run.seed)
         self.plan = make_plan(cfg, self.datasets, self.sampler, dist.world_size)
+        shown = held_out if run.evaluate else [*self.datasets, *held_out]
+        features = use_cache(cfg, self.model, shown, dist, self.plan.samples(self.sampler, dist.world_size))
+        self.validator = Validator(cfg, self.model, self.task, held_out, dist, features)
 
         lr_plan = schedule_plan(run, self.plan.iters_per_epoch)
         optimizer = build_optimizer(self.model.trainable_parameters_by_name(), run, dist.device)
@@ -322,9 +328,8 @@ class RunnerBase:
                 )
 
     def _resume(self, checkpoint: Checkpoint) -> Progress:
-        """Weights, moments, scaler and counters of ``checkpoint``; names the settings that changed since."""
+        """Moments, scaler and counters of ``checkpoint``; names the settings that changed since."""
         optimizer, state = checkpoint.load_resume()
-        self.model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
         load_optimizer_state(self.training.optimizer, optimizer, str(checkpoint.path))
         if self.training.scaler.is_enabled() and state["scaler"]:
             self.training.scaler.load_state_dict(state["scaler"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minigpt4.common.config_run import LOSS
@@ -18,10 +20,11 @@ from minigpt4.common.types import Batch, Sample, Turn
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.collate import SampleDataset, collate_padded
 from minigpt4.datasets.formats import with_images
-from minigpt4.datasets.map_dataset import open_image
+from minigpt4.datasets.pictures import open_image
 from minigpt4.models.generation import GenerateOptions, GenerationMixin
-from minigpt4.processors.base import ImageSpec, make_image_processor, make_text_processor
+from minigpt4.processors.base import make_text_processor
 from minigpt4.runners import job
+from minigpt4.runners.vision_cache import canary_processor
 from minigpt4.tasks.answering import Answered, answer_samples
 from minigpt4.tasks.base_task import BaseTask, Training
 
@@ -65,8 +68,16 @@ class Validator:
     """Everything ``run.valid`` asks for. Every rank measures its share and comes to the same numbers."""
 
     def __init__(
-        self, cfg: Config, model: GenerationMixin, task: BaseTask, datasets: Sequence[SampleDataset], dist: DistContext
+        self,
+        cfg: Config,
+        model: GenerationMixin,
+        task: BaseTask,
+        datasets: Sequence[SampleDataset],
+        dist: DistContext,
+        features: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
+        """features: of the pictures of canaries by path, [P, C'], where the model reads no pixels."""
+        self._features = features
         self.cfg, self.valid, self.model, self.task, self.dist = cfg, cfg.run.valid, model, task, dist
         self.datasets = list(datasets)
         encoder = model.encoder
@@ -143,6 +154,7 @@ class Validator:
         turn = Turn(with_images(text(canary.question), 1 if canary.image else 0), "")
         if not canary.image:
             return Sample((turn,), (), f"canary {number + 1}")
-        spec = ImageSpec(self.model.cfg.image_size, self.model.image_mean, self.model.image_std)
-        vision = make_image_processor(ProcessorConfig(name="blip2_image_eval"), spec)
-        return Sample((turn,), (vision(open_image(canary.image)),), f"canary {number + 1}")
+        picture = self._features.get(canary.image)
+        if picture is None:
+            picture = canary_processor(self.model)(open_image(canary.image))
+        return Sample((turn,), (picture,), f"canary {number + 1}")

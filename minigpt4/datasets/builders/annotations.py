@@ -23,9 +23,9 @@ from minigpt4.datasets.map_dataset import (
     ImageSizes,
     Recipe,
     map_fields,
-    open_image,
     split_indices,
 )
+from minigpt4.datasets.pictures import open_image
 from minigpt4.datasets.sources import check_source, read_sources
 
 log = logging.getLogger(__name__)
