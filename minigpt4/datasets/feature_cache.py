@@ -375,3 +375,12 @@ def clear_space(root: Path, key: str) -> int:
     (folder / SPACE).unlink()  # first: half a removed space is none
     shutil.rmtree(folder)
     return size
+
+
+def clear_names(root: Path) -> int:
+    """Forgets which content lies where; returns the bytes that were freed."""
+    paths = list((root / "pictures").glob("*.names"))
+    size = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        path.unlink()
+    return size
