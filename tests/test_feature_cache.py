@@ -274,7 +274,7 @@ def test_formats_still_learn_the_size_of_a_picture(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (100, 50)).save(stream, "PNG")
     (tmp_path / "a.png").write_bytes(stream.getvalue())
-    record = {"image": "a.png", "bbox": [50, 25, 50, 25], "phrase": "a face"}
+    record = {"image": "a.png", "box": [50, 25, 50, 25], "phrase": "a face"}
     info = {"ann_path": json_file(tmp_path / "a.json", [record]), "image_path": str(tmp_path)}
     dataset = made("boxes", {"format": "refer", "build_info": info})
     before = dataset.sample(0, 0, 1)

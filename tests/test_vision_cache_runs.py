@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from minigpt4 import catalog
+from minigpt4.cli import main
+from minigpt4.common.config import load_config
+from minigpt4.common.dist import single
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schema import Config
+from minigpt4.models.base_model import BaseModel
+from minigpt4.models.frozen_vision import identity, release
+from minigpt4.processors.image import Blip2ImageTrain
+from minigpt4.runners import vision_cache
+from minigpt4.runners.parts import build_datasets, build_model
+from minigpt4.runners.vision_cache import size_text, use_cache
 from tests.resume_harness import Lab, Setup, assert_same_run, checks, newest, open_lab, rows
+
+
+class Flipped(Blip2ImageTrain):
+    """Mirrors a picture now and then."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = super().__call__(image)
+        return pixels.flip(-1) if random.random() < 0.5 else pixels
+
+
+class Streamed:
+    """A data set of a plugin's own."""
+
+    name = "stream"
+
 
 CACHED = "model.cache_vision=disk"
 
@@ -62,3 +95,145 @@ def test_a_second_run_computes_nothing_and_repeats_the_first_to_the_last_bit(
     job, text = trained(lab, tmp_path, Setup(workers=2), CACHED, f"run.cache_root={cached[1]}")
     assert "1 to compute" in text and "0 of them computed" in text  # the broken picture is tried again
     assert_same_run(job, cached[0])
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+def test_two_ranks_share_the_work_and_see_what_one_rank_sees(mode: str, lab: Lab, tmp_path: Path) -> None:
+    steady = ("model.lora_dropout=0", "run.init_lr=1e-3", "run.min_lr=1e-3", "run.warmup_steps=0")
+    expected, _ = trained(lab, tmp_path / "plain", Setup(2, options=steady))
+    job, text = trained(lab, tmp_path / mode, Setup(2, workers=2, options=steady), f"model.cache_vision={mode}")
+    assert_close(job, expected)
+    assert "16 of them computed now" in text
+    assert (tmp_path / mode / "vision_cache").exists() is (mode == "disk")
+    if mode == "disk":
+        assert len(list((tmp_path / mode / "vision_cache").glob("*/*.rows"))) == 2
+
+
+def test_a_killed_run_resumes_bit_for_bit_with_its_cache(lab: Lab, cached: tuple[Path, Path], tmp_path: Path) -> None:
+    for crash in ("row:3", ""):
+        attempt = lab.start(tmp_path, Setup(), CACHED, crash=crash)
+        attempt.crashed() if crash else attempt.done()
+    assert_same_run(newest(tmp_path), cached[0])
+
+
+def test_a_build_killed_half_way_goes_on(lab: Lab, cached: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a kill leaves: some rows in the index, more without, and half a row."""
+    root = tmp_path / "cache"
+    shutil.copytree(cached[1], root)
+    (index,) = root.glob("*/*.index")
+    index.write_bytes(index.read_bytes()[: 5 * 24 + 7])
+    rows_file = index.with_suffix(".rows")
+    rows_file.write_bytes(rows_file.read_bytes()[: 8 * 4096 + 100])
+    job, text = trained(lab, tmp_path, Setup(), CACHED, f"run.cache_root={root}")
+    assert "12 to compute" in text and "11 of them computed now" in text
+    assert_close(job, cached[0])
+
+
+def setting(lab: Lab, *options: str) -> tuple[Config, BaseModel, list[Any]]:
+    catalog.load()
+    cfg = load_config(lab.home / "proof.yaml", ["run.num_workers=0", *options])
+    model = build_model(cfg, torch.device("cpu"), torch.float32)
+    return cfg, model, [*build_datasets(cfg, model, "train"), *build_datasets(cfg, model, "val")]
+
+
+def test_weights_and_settings_of_vision_are_its_identity_and_nothing_else(lab: Lab) -> None:
+    _, model, _ = setting(lab)
+    before = identity(model)
+    with torch.no_grad():
+        model.llama_proj.weight.add_(1)
+    assert identity(model) == before
+    with torch.no_grad():
+        next(model.visual_encoder.parameters()).view(-1)[0].add_(1)
+    assert identity(model) != before
+    assert identity(setting(lab, "model.max_txt_len=50", "model.lora_r=2")[1]) == before
+    changed = identity(setting(lab, "model.vision_tokens_per_position=2")[1])
+    assert changed["weights"] == before["weights"] and changed != before
+
+
+def test_a_freed_model_says_so_when_it_is_given_pixels(lab: Lab) -> None:
+    _, model, _ = setting(lab)
+    model.cfg = replace(model.cfg, vit_weights="")  # as if they were of a file
+    tower = sum(p.numel() * 4 for p in (*model.visual_encoder.parameters(), *model.ln_vision.parameters()))
+    assert release(model) == tower
+    assert next(model.visual_encoder.parameters()).is_meta
+    with pytest.raises(AssertionError, match="was freed"):
+        model.encode_images(torch.zeros(1, 3, 56, 56))
+    assert model.encode_images(torch.zeros(1, 4, 256)).shape[1] == 4
+
+
+@pytest.mark.parametrize("mode", ["memory", "disk"])
+def test_a_cache_larger_than_its_place_is_refused_before_anything_is_written(
+    mode: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, model, datasets = setting(lab, f"model.cache_vision={mode}", f"run.cache_root={tmp_path / 'cache'}")
+    monkeypatch.setattr(vision_cache, "free_disk", lambda _: 50_000)
+    monkeypatch.setattr(vision_cache, "free_memory", lambda: 50_000)
+    with pytest.raises(ConfigError, match=r"17 pictures of 4.1 kB, 17 to compute = 69.6 kB; 50 kB"):
+        use_cache(cfg, model, datasets, single("cpu"), 100)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "free", "said"),
+    [
+        (33, 10**9, "off, the run sees a picture 1.9 times"),
+        (34, 10**9, "16 of them computed now"),
+        (34, 100_000, "more than half of it"),
+        (34, 50_000, "off, 17 pictures"),
+    ],
+)
+def test_auto_caches_where_it_pays_and_fits(
+    drawn: int, free: int, said: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    cfg, model, datasets = setting(lab, "model.cache_vision=auto", f"run.cache_root={tmp_path / 'cache'}")
+    monkeypatch.setattr(vision_cache, "free_disk", lambda _: free)
+    with caplog.at_level("INFO", logger="minigpt4"):
+        use_cache(cfg, model, datasets, single("cpu"), drawn)
+    assert said in caplog.text
+    is_on = "off" not in said and "half" not in said
+    assert (tmp_path / "cache").exists() is is_on and model.reads_pixels is not is_on
+
+
+def test_parts_that_train_and_random_pictures_are_refused(lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cache_vision disk needs a frozen vision part, but freeze_vit is False"):
+        setting(lab, CACHED, "model.freeze_vit=False")
+    cfg, model, datasets = setting(lab, CACHED, f"run.cache_root={tmp_path}")
+    model.ln_vision.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"not frozen, ln_vision trains \(2 tensors\); set it to off"):
+        use_cache(cfg, model, datasets, single("cpu"), 100)
+    model.ln_vision.requires_grad_(False)
+    recipe = datasets[0].recipe
+    datasets[0].recipe = replace(recipe, vision=Flipped(recipe.vision.cfg, recipe.vision.spec))
+    with pytest.raises(ConfigError, match="vis_processor of data set 'faces' is random: Flipped"):
+        use_cache(cfg, model, datasets, single("cpu"), 100)
+    datasets[0] = Streamed()
+    with pytest.raises(ConfigError, match="'stream' does not know its pictures"):
+        use_cache(cfg, model, datasets, single("cpu"), 100)
+
+
+def test_the_command_builds_checks_and_clears(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "cache"
+    place = ["--cfg-path", str(lab.home / "proof.yaml"), "--root", str(root)]
+    assert main(["cache", "build", *place]) == 0
+    assert main(["cache", "info", "--root", str(root)]) == 0
+    assert "16 pictures of 4 x 256 float32" in capsys.readouterr().out
+    assert main(["cache", "verify", *place, "--sample", "5"]) == 0
+    assert "recomputed 5 of 16 pictures: largest difference" in capsys.readouterr().out
+    (path,) = root.glob("*/*.rows")
+    path.write_bytes(b"\1" * 100 + path.read_bytes()[100:])
+    assert main(["cache", "verify", "--root", str(root)]) == 1
+    assert "1 with a wrong checksum" in capsys.readouterr().out
+    assert main(["cache", "clear", "--root", str(root), "--space", "x"]) == 2
+    assert main(["cache", "clear", "--root", str(root)]) == 0
+    assert not list(root.glob("*/*"))
+    assert main(["cache", "info", "--root", str(root / "no")]) == 2
+
+
+def test_sizes_are_readable() -> None:
+    assert [size_text(n) for n in (5, 49_152, 2_883_584, 118_226_944_000)] == [
+        "5 bytes",
+        "49.2 kB",
+        "2.88 MB",
+        "118.2 GB",
+    ]

@@ -91,7 +91,7 @@ class Features(Protocol):
 class Rows(Protocol):
     """A row by its place."""
 
-    def __call__(self, place: int) -> Tensor:
+    def __call__(self, place: int, /) -> Tensor:
         """Features [P, C'], not shared with the store."""
 
 
@@ -198,7 +198,7 @@ class FeatureStore:
         """File and number of every row whose checksum is wrong. Reads everything."""
         rows = MappedRows(self._files, self.space)
         for place, checksum in sorted(self._checksums.items()):
-            if zlib.crc32(rows.raw(place)) != checksum:
+            if zlib.crc32(rows.raw(place).data) != checksum:
                 yield self._files[place >> 32], place & 0xFFFFFFFF
 
 
