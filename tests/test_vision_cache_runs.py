@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,20 @@ from minigpt4.cli import main
 from minigpt4.common.config import load_config
 from minigpt4.common.dist import single
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schema import Config
+from minigpt4.common.schema import CanaryConfig, Config
+from minigpt4.datasets import feature_cache
+from minigpt4.datasets.pictures import open_image
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.frozen_vision import identity, release
+from minigpt4.models.frozen_vision import frozen_features, identity, release
+from minigpt4.models.generation import GenerateOptions, GenerationMixin
 from minigpt4.processors.image import Blip2ImageTrain
-from minigpt4.runners import vision_cache
+from minigpt4.runners import feature_fill, vision_cache
+from minigpt4.runners.dry_run import dry_run
 from minigpt4.runners.parts import build_datasets, build_model
-from minigpt4.runners.vision_cache import size_text, use_cache
+from minigpt4.runners.validation import Validator
+from minigpt4.runners.vision_cache import canary_processor, size_text, use_cache
+from minigpt4.tasks.answering import answer_samples
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from tests.resume_harness import Lab, Setup, assert_same_run, checks, newest, open_lab, rows
 
 
@@ -129,7 +137,59 @@ def test_a_build_killed_half_way_goes_on(lab: Lab, cached: tuple[Path, Path], tm
     assert_close(job, cached[0])
 
 
-def setting(lab: Lab, *options: str) -> tuple[Config, BaseModel, list[Any]]:
+def build_slowly(config: Path, root: Path) -> None:
+    """Fills a cache picture by picture, each on the disk at once, with time in between to be killed."""
+    feature_fill.BATCH, feature_cache._COMMIT_S = 1, 0.0
+    computed = feature_fill.frozen_features
+
+    def slow(model: BaseModel, pixels: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1)
+        return computed(model, pixels)
+
+    feature_fill.frozen_features = slow
+    main(["cache", "build", "--cfg-path", str(config), "--root", str(root), "--options", "run.num_workers=0"])
+
+
+def test_a_build_killed_by_a_signal_goes_on_where_it_was(lab: Lab, cached: tuple[Path, Path], tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    process = lab.process(build_slowly, lab.home / "proof.yaml", root)
+    end = time.monotonic() + 60
+    while sum(path.stat().st_size for path in root.glob("*/*.index")) < 3 * 24:
+        assert time.monotonic() < end and process.exitcode is None
+        time.sleep(0.01)
+    process.kill()
+    process.join(30)
+    kept = sum(path.stat().st_size for path in root.glob("*/*.index")) // 24
+    assert 3 <= kept < 16
+    job, text = trained(lab, tmp_path, Setup(), CACHED, f"run.cache_root={root}")
+    assert f"{16 - kept} of them computed now" in text
+    assert_close(job, cached[0])
+
+
+def test_canaries_are_asked_about_cached_pictures(lab: Lab, tmp_path: Path) -> None:
+    cfg, model, datasets = setting(lab, CACHED, f"run.cache_root={tmp_path}")
+    picture = str(lab.home / "3.png")
+    valid = replace(cfg.run.valid, canaries=[CanaryConfig("who?", picture), CanaryConfig("what?")], num_canaries=1)
+    cfg = replace(cfg, run=replace(cfg.run, valid=valid))
+    expected = frozen_features(model, canary_processor(model)(open_image(picture))[None])[0]
+    features = use_cache(cfg, model, datasets, single("cpu"), 2)
+    task = ImageTextPretrainTask()
+    own, words, held_out = Validator(cfg, model, task, datasets[-1:], single("cpu"), features).canaries
+    torch.testing.assert_close(own.images[0], expected)
+    assert not words.images and held_out.images[0].shape == expected.shape
+    answers = answer_samples(model, [own, words, held_out].__getitem__, range(3), GenerateOptions(max_new_tokens=3), 2)
+    assert len(answers) == 3
+
+
+def test_a_dry_run_predicts_and_writes_nothing(lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = setting(lab, CACHED, f"run.cache_root={tmp_path / 'cache'}")[0]
+    with caplog.at_level("INFO", logger="minigpt4"):
+        assert dry_run(cfg) == 0
+    assert "vision cache: disk, 17 pictures of 4.1 kB = 69.6 kB" in caplog.text
+    assert not (tmp_path / "cache").exists()
+
+
+def setting(lab: Lab, *options: str) -> tuple[Config, GenerationMixin, list[Any]]:
     catalog.load()
     cfg = load_config(lab.home / "proof.yaml", ["run.num_workers=0", *options])
     model = build_model(cfg, torch.device("cpu"), torch.float32)
@@ -174,22 +234,21 @@ def test_a_cache_larger_than_its_place_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("drawn", "free", "said"),
+    ("passes", "free", "said"),
     [
-        (33, 10**9, "off, the run sees a picture 1.9 times"),
-        (34, 10**9, "16 of them computed now"),
-        (34, 100_000, "more than half of it"),
-        (34, 50_000, "off, 17 pictures"),
+        (1.9, 10**9, "off, the run makes 1.9 passes over the data"),
+        (2.0, 10**9, "16 of them computed now"),
+        (2.0, 100_000, "auto takes half of it at most"),
     ],
 )
 def test_auto_caches_where_it_pays_and_fits(
-    drawn: int, free: int, said: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    passes: float, free: int, said: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     cfg, model, datasets = setting(lab, "model.cache_vision=auto", f"run.cache_root={tmp_path / 'cache'}")
     monkeypatch.setattr(vision_cache, "free_disk", lambda _: free)
     with caplog.at_level("INFO", logger="minigpt4"):
-        use_cache(cfg, model, datasets, single("cpu"), drawn)
+        use_cache(cfg, model, datasets, single("cpu"), passes)
     assert said in caplog.text
     is_on = "off" not in said and "half" not in said
     assert (tmp_path / "cache").exists() is is_on and model.reads_pixels is not is_on

@@ -299,6 +299,7 @@ class PictureNames:
         self._known: dict[bytes, bytes] = {}
         self._read: dict[Path, int] = {}
         self._pending = bytearray()
+        self._written = time.monotonic()
         self.refresh()
 
     def get(self, source: bytes) -> bytes | None:
@@ -310,7 +311,7 @@ class PictureNames:
         if self._known.get(source) != content:
             self._known[source] = content
             self._pending += _NAME.pack(source, content)
-            if len(self._pending) >= 4096 * _NAME.size:
+            if time.monotonic() - self._written > _COMMIT_S:
                 self._write()
 
     def refresh(self) -> None:
@@ -334,6 +335,7 @@ class PictureNames:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _append(self._path, self._pending)
         self._pending.clear()
+        self._written = time.monotonic()
 
 
 def _append(path: Path, content: bytes | bytearray) -> None:

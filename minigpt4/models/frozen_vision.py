@@ -60,9 +60,11 @@ def frozen_features(model: BaseModel, pixels: Tensor) -> Tensor:
 
 
 def feature_shape(model: BaseModel) -> tuple[int, int]:
-    """(P, C') of one picture."""
+    """(P, C') of one picture; nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     side = model.cfg.image_size
-    with torch.no_grad(), model.autocast():
+    with torch.no_grad(), model.autocast(), FakeTensorMode(allow_non_fake_inputs=True):
         features = model.vision_features(torch.zeros(1, 3, side, side, device=model.device))
     return int(features.shape[1]), int(features.shape[2])
 

@@ -22,6 +22,7 @@ from minigpt4.runners.parts import (
     describe_rows,
     make_plan,
 )
+from minigpt4.runners.vision_cache import show_prediction
 
 log = logging.getLogger(__name__)
 
@@ -52,5 +53,6 @@ def dry_run(cfg: Config) -> int:
     sanity.report(run.sanity, [*sanity.check_labels(surveys, model.encoder), *sanity.check_image_size(cfg)])
     rows = describe_rows(run, choose_packing(run.packing, model), model)
     log.info("precision %s; %s; device %s", str(precision).removeprefix("torch."), rows, device)
+    show_prediction(cfg, model, [*datasets, *held_out])
     log.info("dry run: no weights were read, nothing was trained, nothing was written")
     return 0

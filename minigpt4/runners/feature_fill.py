@@ -89,6 +89,7 @@ class Filling:
     names: PictureNames
     dist: DistContext
     num_workers: int
+    computed: int = 0  # pictures, all ranks together, after ``fill``
 
     def fill(self, missing: Sequence[int]) -> dict[int, str]:
         """Computes ``missing``, the same list on every rank. Returns why some could not be read, the same everywhere.
@@ -96,7 +97,7 @@ class Filling:
         Features on disk are shared by their files; those in memory go to every rank. After an error or a signal what
         was computed stays on disk.
         """
-        dist, messages = self.dist, {}
+        dist, messages = self.dist, dict[int, str]()
         mine = missing[dist.rank :: dist.world_size]
         batches = [mine[start : start + BATCH] for start in range(0, len(mine), BATCH)]
         num_rounds = math.ceil(math.ceil(len(missing) / dist.world_size) / BATCH)
@@ -106,8 +107,9 @@ class Filling:
             worker_init_fn=job.outlive_signals,
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
-            for closed in (*self.stores.values(), self.names):
-                stack.callback(closed.close)
+            for store in self.stores.values():
+                stack.callback(store.close)
+            stack.callback(self.names.close)
             advance = stack.enter_context(_progress(len(missing), dist.is_main))
             rounds = iter(loader)
             for number in range(num_rounds):
@@ -116,8 +118,10 @@ class Filling:
                     self._keep(one)
                     messages.update(one.messages)
                 advance(min((number + 1) * BATCH * dist.world_size, len(missing)))
-        for others in dist.gather_objects(messages):
+        own, self.computed = (messages, self.computed), 0
+        for others, computed in dist.gather_objects(own):
             messages.update(others)
+            self.computed += computed
         for store in self.stores.values():
             store.close()  # every rank has written: reads the others' files
         self.names.close()
@@ -132,6 +136,7 @@ class Filling:
                 if not self.stores[name].has(key):
                     new.setdefault(key, row)
             if new:
+                self.computed += len(new)
                 features = frozen_features(self.model, pixels[list(new.values())])  # [N, P, C']
                 made.rows += [(name, key, row) for key, row in zip(new, features, strict=True)]
         return made

@@ -43,9 +43,10 @@ class Plan:
         """Optimiser steps of the whole run."""
         return self.windows_per_epoch * self.max_epoch
 
-    def samples(self, sampler: WindowSampler, world_size: int) -> float:
-        """Samples that all ranks draw in the whole run, by the ratios."""
-        return self.total_windows * self.accumulation * world_size * sampler.expected_samples_per_micro_batch()
+    def passes(self, datasets: Sequence[SampleDataset], sampler: WindowSampler, world_size: int) -> float:
+        """Samples that all ranks draw in the whole run, over those of all sets that are drawn."""
+        drawn = self.total_windows * self.accumulation * world_size * sampler.expected_samples_per_micro_batch()
+        return drawn / sum(len(dataset) for dataset, share in zip(datasets, sampler.shares, strict=True) if share > 0)
 
     def windows(self, iterations: int) -> int:
         """Micro-batches in whole windows, rounded up."""

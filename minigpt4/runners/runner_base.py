@@ -74,7 +74,8 @@ class RunnerBase:
         self.windows = WindowDataset(self.datasets, self.sampler, self.model.encoder, packing, run.row_tokens, run.seed)
         self.plan = make_plan(cfg, self.datasets, self.sampler, dist.world_size)
         shown = held_out if run.evaluate else [*self.datasets, *held_out]
-        features = use_cache(cfg, self.model, shown, dist, self.plan.samples(self.sampler, dist.world_size))
+        passes = self.plan.passes(self.datasets, self.sampler, dist.world_size)
+        features = use_cache(cfg, self.model, shown, dist, passes)
         self.validator = Validator(cfg, self.model, self.task, held_out, dist, features)
 
         lr_plan = schedule_plan(run, self.plan.iters_per_epoch)

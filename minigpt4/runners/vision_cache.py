@@ -29,8 +29,8 @@ from minigpt4.runners.feature_fill import Filling
 
 log = logging.getLogger(__name__)
 
-_LEAST_VISITS = 2.0
-"""Times that a picture must be seen on average before ``auto`` finds a cache worth it."""
+_LEAST_PASSES = 2.0
+"""Passes over the data before ``auto`` finds a cache worth it."""
 _MOST_MEMORY = 0.9
 _DRAWS = 8
 """Times that a picture is prepared to find out whether chance takes part."""
@@ -63,17 +63,19 @@ def cache_root(cfg: Config) -> Path:
 
 
 def use_cache(
-    cfg: Config, model: BaseModel, datasets: Sequence[SampleDataset], dist: DistContext, drawn: float
+    cfg: Config, model: BaseModel, datasets: Sequence[SampleDataset], dist: DistContext, passes: float
 ) -> dict[str, Tensor]:
     """Fills the cache, gives the data sets its features, frees the vision part; returns features of the canaries.
 
-    drawn: pictures that the run will see, about. Every rank must call it. Raises ConfigError where ``cache_vision`` is
+    passes: over the data, that the run will make. Every rank must call it. Raises ConfigError where ``cache_vision`` is
     memory or disk and impossible; then ``auto`` goes on without.
     """
     mode = cfg.model.cache_vision
-    if mode == "off":
+    if mode == "off" or not datasets:
         return {}
     problem = why_not(model, datasets)
+    if not problem and mode == "auto" and passes < _LEAST_PASSES:
+        problem = f"the run makes {passes:.1f} passes over the data, a cache pays off from {_LEAST_PASSES:.0f} on"
     if problem:
         if mode != "auto":
             raise ConfigError(f"model.cache_vision {mode}: {problem}; set it to off")
@@ -84,15 +86,36 @@ def use_cache(
     canaries = [canary.image for canary in cfg.run.valid.canaries if canary.image]
     pictures = find_pictures(model, sets, root, dist, canaries, canary_processor(model))
     missing: list[int] = dist.broadcast_object(pictures.missing())  # another job may be writing: one list for all ranks
-    if not _is_affordable(mode, pictures, missing, root, dist, drawn):
+    if not _is_affordable(mode, pictures, missing, root, dist):
         return {}
-    messages = Filling(
-        model, pictures.wanted.pictures, pictures.stores, pictures.names, dist, cfg.run.num_workers
-    ).fill(missing) if missing else {}  # fmt: skip
+    filling = Filling(model, pictures.wanted.pictures, pictures.stores, pictures.names, dist, cfg.run.num_workers)
+    messages = filling.fill(missing) if missing else {}
     result = _attach(pictures, sets, canaries, messages)
-    _say(pictures, root, missing, messages)
+    _say(pictures, root, filling.computed, messages)
     _free(model)
     return result
+
+
+def show_prediction(cfg: Config, model: BaseModel, datasets: Sequence[SampleDataset]) -> None:
+    """What a cache would take at most, of a model on the meta device; nothing is written."""
+    if cfg.model.cache_vision == "off":
+        return
+    problem = why_not(model, datasets)
+    if problem:
+        log.info("vision cache: impossible, %s", problem)
+        return
+    wanted = Wanted()
+    for dataset in datasets:
+        if isinstance(dataset, MapDataset):
+            wanted.add_dataset(dataset)
+    positions, channels = feature_shape(model)
+    size = positions * channels * model.dtype.itemsize
+    free = free_memory() if cfg.model.cache_vision == "memory" else free_disk(cache_root(cfg))
+    log.info(
+        "vision cache: %s, %d pictures of %s = %s without what is there already; %s are free",
+        cfg.model.cache_vision, len(wanted.pictures), size_text(size), size_text(size * len(wanted.pictures)),
+        size_text(free),
+    )  # fmt: skip
 
 
 def why_not(model: BaseModel, datasets: Sequence[SampleDataset]) -> str:
@@ -160,7 +183,7 @@ def _attach(
     rows = {name: store.rows() for name, store in pictures.stores.items()}
     for dataset, shown in zip(datasets, pictures.shown, strict=True):
         attach(dataset, shown, rows[preparation(dataset)], places, messages)
-    found = {}
+    found: dict[str, Tensor] = {}
     for number in numbers if canaries else ():
         picture = pictures.wanted.pictures[number]
         if str(picture.source) in canaries and places[number] >= 0:
@@ -168,13 +191,11 @@ def _attach(
     return found
 
 
-def _is_affordable(
-    mode: str, pictures: Pictures, missing: Sequence[int], root: Path | None, dist: DistContext, drawn: float
-) -> bool:
-    """Says what the cache takes and what there is. False: ``auto`` finds it not worth it. Raises ConfigError."""
+def _is_affordable(mode: str, pictures: Pictures, missing: Sequence[int], root: Path | None, dist: DistContext) -> bool:
+    """Says what the cache takes and what there is. False: ``auto`` finds it too large. Raises ConfigError."""
     verdict, said = "", ""
     if dist.is_main:
-        verdict, said = _verdict(mode, pictures, missing, root, drawn)
+        verdict, said = _verdict(mode, pictures, len(missing), root)
     verdict, said = dist.broadcast_object((verdict, said))
     if verdict == "error":
         raise ConfigError(f"model.cache_vision {mode}: {said}")
@@ -182,36 +203,29 @@ def _is_affordable(
     return not verdict
 
 
-def _verdict(mode: str, pictures: Pictures, missing: Sequence[int], root: Path | None, drawn: float) -> tuple[str, str]:
+def _verdict(mode: str, pictures: Pictures, num_missing: int, root: Path | None) -> tuple[str, str]:
     """('' | 'off' | 'error', a sentence with all numbers)."""
-    total = len(pictures.wanted.pictures)
     size = next(iter(pictures.stores.values())).space.row_bytes
-    need = len(missing) * size
-    said = f"{total:,} pictures of {size_text(size)}, {len(missing):,} to compute = {size_text(need)}"
+    need = num_missing * size
+    said = f"{len(pictures.wanted.pictures):,} pictures of {size_text(size)}, {num_missing:,} to compute"
+    said += f" = {size_text(need)}"
     if root is None:
         copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         free = free_memory()
         said += f" in each of {copies} processes" if copies > 1 else ""
         said += f"; {size_text(free)} of memory are free"
-        hint = "; use disk, or off"
-        return ("error", said + hint) if need * copies > _MOST_MEMORY * free else ("", said)
+        return ("error", f"{said}; use disk, or off") if need * copies > _MOST_MEMORY * free else ("", said)
     free = free_disk(root)
     said += f"; {size_text(free)} are free for {root}"
-    if need > free:
-        return ("off", said) if mode == "auto" else ("error", f"{said}; point run.cache_root to a larger disk, or off")
-    if mode == "auto" and missing:
-        visits = drawn / max(total, 1)
-        if visits < _LEAST_VISITS:
-            return "off", f"the run sees a picture {visits:.1f} times, a cache pays off from {_LEAST_VISITS:.0f} on"
-        if need > free / 2:
-            return "off", f"{said}, more than half of it"
-    return "", said
+    if mode == "auto" and need > free / 2:
+        return "off", f"{said}, auto takes half of it at most"
+    return ("error", f"{said}; point run.cache_root to a larger disk, or off") if need > free else ("", said)
 
 
-def _say(pictures: Pictures, root: Path | None, missing: Sequence[int], messages: Mapping[int, str]) -> None:
-    count, now = len(pictures.wanted.pictures) - len(messages), len(missing) - len(messages)
+def _say(pictures: Pictures, root: Path | None, computed: int, messages: Mapping[int, str]) -> None:
+    count = len(pictures.wanted.pictures) - len(messages)
     where = "in memory" if root is None else f"in {root}"
-    log.info("vision cache: features of %d pictures %s, %d of them computed now", count, where, now)
+    log.info("vision cache: features of %d pictures %s, %d of them computed now", count, where, computed)
     if messages:
         log.warning(
             "vision cache: %d pictures cannot be read, for example %s", len(messages), next(iter(messages.values()))
