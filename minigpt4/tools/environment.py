@@ -20,7 +20,7 @@ PACKAGES = (
     "scikit-learn", "scikit-image",
 )  # fmt: skip
 """What the package may use besides torch, which says more of itself."""
-SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINIGPT4_WEIGHTS", "MINIGPT4_DATA")
+SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINIGPT4_WEIGHTS", "MINIGPT4_DATA", "MINIGPT4_CACHE")
 MISSING = "not installed"
 _FOLDERS = re.compile(r"(?:[A-Za-z]:)?[^\s\\/'\":;,()]*[\\/](?:[^\\/'\":;,()\n]*[\\/])*")
 """The folders in front of a file name, on any system; names of folders may hold spaces."""
