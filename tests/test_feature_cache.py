@@ -282,3 +282,28 @@ def test_formats_still_learn_the_size_of_a_picture(tmp_path: Path) -> None:
     attach(dataset, shown, row, [7], {})
     after = dataset.sample(0, 0, 1)
     assert after.turns == before.turns and torch.equal(after.images[0], row(7))
+
+
+def test_the_fast_backend_makes_the_pixels_that_training_would_see_in_a_space_of_its_own(tmp_path: Path) -> None:
+    noise = Image.frombytes("RGB", (200, 150), Random(1).randbytes(200 * 150 * 3))
+    noise.save(tmp_path / "a.jpg")
+    record = {"image": "a.jpg", "question": "who?", "answer": "me"}
+    info = {"ann_path": json_file(tmp_path / "a.json", [record]), "image_path": str(tmp_path)}
+    found = []
+    for backend in ("exact", "fast"):
+        dataset = made("own", {"format": "vqa", "build_info": info, "image_backend": backend})
+        wanted = Wanted()
+        wanted.add_dataset(dataset)
+        (picture,) = wanted.pictures
+        assert torch.equal(picture.pixels(encoded(picture.source)), dataset.sample(0, 0, 1).images[0])
+        found.append(picture.preparation)
+    assert found[0] != found[1]
+
+
+def test_streams_do_not_know_their_pictures(tmp_path: Path) -> None:
+    tar_file(tmp_path / "0.tar", {"1.png": png(1), "1.txt": b"words"})
+    info = {"storage": f"pipe:cat {tmp_path}/0.tar", "samples": 4, "shuffle_buffer": 1}
+    stream = made("captions", {"builder": "shards", "build_info": info})
+    assert stream.sample(0, 0, 1).images[0].shape == (3, 56, 56)
+    with pytest.raises(DataError, match="dataset 'captions', .*does not know its pictures before they are read"):
+        Wanted().add_dataset(stream)

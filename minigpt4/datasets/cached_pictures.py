@@ -12,7 +12,7 @@ from torch import Tensor
 from minigpt4.common.errors import DataError
 from minigpt4.datasets.feature_cache import Rows
 from minigpt4.datasets.map_dataset import MapDataset
-from minigpt4.datasets.pictures import ImageSource, source_key
+from minigpt4.datasets.pictures import HeldImage, ImageSource, open_encoded, open_image, source_key
 from minigpt4.processors.base import ImageProcessor
 
 
@@ -32,12 +32,21 @@ class CachedPictures:
 
 @dataclass(frozen=True)
 class Picture:
-    """A place, its key, what makes pixels of what is there, and what this preparation is called."""
+    """A place, its key, what makes pixels of what is there, and what this preparation is called.
+
+    is_fast: the processor takes pictures that are not decoded.
+    """
 
     source: ImageSource
     key: bytes
     processor: ImageProcessor
     preparation: str
+    is_fast: bool = False
+
+    def pixels(self, content: bytes) -> Tensor:
+        """The encoded picture as [3, S, S]. Raises DataError that names it."""
+        held = HeldImage(content, str(self.source))
+        return self.processor(open_encoded(held) if self.is_fast else open_image(held))
 
 
 def preparation(dataset: MapDataset) -> str:
@@ -62,20 +71,21 @@ class Wanted:
         self.pictures: list[Picture] = []
         self._numbers: dict[tuple[str, bytes], int] = {}
 
-    def _add(self, source: ImageSource, processor: ImageProcessor, identity: str) -> int:
+    def _add(self, source: ImageSource, processor: ImageProcessor, identity: str, is_fast: bool = False) -> int:
         """Number of a picture in ``pictures``. Raises DataError for a file that is not there."""
         key = source_key(source)
         number = self._numbers.setdefault((identity, key), len(self.pictures))
         if number == len(self.pictures):
-            self.pictures.append(Picture(source, key, processor, identity))
+            self.pictures.append(Picture(source, key, processor, identity, is_fast))
         return number
 
     def add_dataset(self, dataset: MapDataset) -> Shown:
         """What the samples show, in order. Raises DataError with the place, unless ``on_error`` is skip."""
         shown, processor, identity = Shown(), dataset.recipe.vision, preparation(dataset)
+        is_fast = dataset.cfg.image_backend != "exact"
         for index in range(len(dataset)):
             try:
-                numbers = [self._add(source, processor, identity) for source in dataset.sources(index)]
+                numbers = [self._add(source, processor, identity, is_fast) for source in dataset.sources(index)]
             except DataError as error:
                 if dataset.cfg.on_error == "raise":
                     raise DataError(f"dataset '{dataset.name}', {dataset.where(index)}: {error}") from error

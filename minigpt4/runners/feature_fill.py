@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import time
@@ -20,7 +19,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.logger import console
 from minigpt4.datasets.cached_pictures import Picture
 from minigpt4.datasets.feature_cache import Features, MemoryFeatures, PictureNames
-from minigpt4.datasets.pictures import content_key, encoded, open_image
+from minigpt4.datasets.pictures import content_key, encoded
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.frozen_vision import frozen_features
 from minigpt4.runners import job
@@ -70,7 +69,7 @@ class _Decoded(Dataset[_Round]):
                 content = encoded(picture.source)
                 key = content_key(content)
                 if self._stores[picture.preparation].place(key) < 0:
-                    pixels = picture.processor(open_image(io.BytesIO(content), str(picture.source)))
+                    pixels = picture.pixels(content)
                     tensors.setdefault(picture.preparation, {})[which] = pixels
                 done.contents[which] = key
             except DataError as error:

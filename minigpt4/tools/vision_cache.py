@@ -149,13 +149,12 @@ def recompute(given: argparse.Namespace, root: Path) -> int:
 
 def _difference(model: GenerationMixin, pictures: Pictures, number: int) -> float:
     """Largest difference of a picture's features, stored and computed now, over the largest value."""
-    from minigpt4.datasets.pictures import open_image
+    from minigpt4.datasets.pictures import encoded
     from minigpt4.models.frozen_vision import frozen_features
 
     picture = pictures.wanted.pictures[number]
     stored = pictures.stores[picture.preparation].rows()(pictures.place(number)).float()
-    pixels = picture.processor(open_image(picture.source))
-    made = frozen_features(model, pixels[None])[0].float()
+    made = frozen_features(model, picture.pixels(encoded(picture.source))[None])[0].float()
     return float((made - stored).abs().max() / made.abs().max())
 
 
