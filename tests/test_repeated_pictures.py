@@ -36,7 +36,8 @@ def gradients(model: BaseModel, batch: Batch) -> tuple[float, dict[str, Tensor]]
     model.zero_grad(set_to_none=True)
     loss = model(batch).loss_sum
     loss.backward()
-    return float(loss.detach()), {name: p.grad.clone() for name, p in model.trainable_parameters_by_name() if p.grad is not None}
+    named = model.trainable_parameters_by_name()
+    return float(loss.detach()), {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", NAMES)
