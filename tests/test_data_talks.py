@@ -11,7 +11,7 @@ import pytest
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.common.types import IMAGE_PROMPT, Turn
-from minigpt4.datasets.map_dataset import ImageFinder
+from minigpt4.datasets.image_finder import ImageFinder
 from minigpt4.datasets.talks import with_part_images
 from tests.data_parts import builder, faces, json_file
 

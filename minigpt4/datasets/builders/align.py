@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.datasets.builders.annotations import AnnotationsBuilder
-from minigpt4.datasets.map_dataset import ImageFinder
+from minigpt4.datasets.image_finder import ImageFinder
 
 
 @dataclass(frozen=True)

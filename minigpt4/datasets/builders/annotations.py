@@ -17,9 +17,9 @@ from minigpt4.common.registry import registry
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.builders.base import DatasetBuilder
 from minigpt4.datasets.formats import EmotionMapping, num_images
+from minigpt4.datasets.image_finder import ImageFinder
 from minigpt4.datasets.map_dataset import (
     AnnotationDataset,
-    ImageFinder,
     ImageSizes,
     Recipe,
     map_fields,

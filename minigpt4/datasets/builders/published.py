@@ -10,8 +10,8 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.datasets.annotations import Annotations
 from minigpt4.datasets.builders.annotations import AnnotationInfo, AnnotationsBuilder
+from minigpt4.datasets.image_finder import ImageFinder
 from minigpt4.datasets.layouts import read_ocrvqa, read_refs, read_visual_genome
-from minigpt4.datasets.map_dataset import ImageFinder
 
 _FOLDERS = ("train", "train2014", "val2014", "train2017", "val2017", "")
 _NAMES = (
