@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint quickstart
+.PHONY: help install test test-all lint quickstart bench
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,3 +34,9 @@ test-all: lint ## also the tests that take minutes
 
 quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 	$(BIN)/python -m minigpt4.tools.quickstart
+
+bench: install ## every benchmark in its quick form: ratios of two programs in one run, JSON in output/bench
+	mkdir -p output/bench
+	for name in train_step feature_cache data_loading doctor chat; do \
+	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py --quick --json output/bench/$$name.json; \
+	done
