@@ -15,7 +15,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from minigpt4.common.errors import DataError, MiniGPT4Error
 from minigpt4.common.files import open_atomically
-from minigpt4.datasets.annotations import check_file, stream_list
+from minigpt4.datasets.annotations import check_file
+from minigpt4.datasets.json_lists import stream_list
 
 COLUMNS = ("url", "caption")
 _STEP = 10_000

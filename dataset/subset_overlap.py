@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from minigpt4.common.errors import DataError
-from minigpt4.datasets.annotations import check_file, stream_list_texts
+from minigpt4.datasets.annotations import check_file
+from minigpt4.datasets.json_lists import stream_list_texts
 
 
 def read_records(path: Path) -> Iterable[tuple[dict[str, Any], str]]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from minigpt4.common.errors import DataError
-from minigpt4.datasets import annotations as annotations_module
-from minigpt4.datasets.annotations import read_annotations, stream_list
+from minigpt4.datasets import json_lists
+from minigpt4.datasets.annotations import read_annotations
+from minigpt4.datasets.json_lists import stream_list
 
 
 def written(folder: Path, name: str, content: Any) -> Path:
@@ -67,7 +68,7 @@ def test_a_mapping_of_paths_to_text_becomes_image_and_text(tmp_path: Path) -> No
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 20])
 def test_a_long_list_is_read_in_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     content = [{"id": n, "text": "ü, ] }" * n} for n in range(20)]
-    monkeypatch.setattr(annotations_module, "_CHUNK", size)
+    monkeypatch.setattr(json_lists, "_CHUNK", size)
     assert list(stream_list(io.StringIO(json.dumps(content, indent=1)))) == content
     assert list(stream_list(io.StringIO("\n[]\n"))) == []
     for text, message, line in (

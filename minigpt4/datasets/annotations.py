@@ -6,16 +6,17 @@ import csv
 import hashlib
 import json
 import pickle
-import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from minigpt4.common.errors import DataError, nearest
+from minigpt4.datasets.json_lists import stream_list
+from minigpt4.datasets.record_index import SUFFIXES as INDEXED
+from minigpt4.datasets.record_index import index_records
 
 Record = dict[str, Any]
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -24,19 +25,86 @@ _SHAPES = (
     'a list of records, {"annotations": [records]}, {"data": [records]}, {"section": [records]}, {"id": record}, '
     'or {"image path": "text"}; a record is an object'
 )
-_CHUNK = 1 << 22
 _TAIL = 1 << 20
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
+INDEXED_FROM = 32 << 20
+"""Bytes from which a list or lines of JSON are left in the file: below, reading all of it takes two seconds."""
 _LISTS = ("annotations", "data")
 """Keys of an object that holds a list of records beside other things."""
 
 
-class Annotations(Sequence[Record]):
-    """Records of one or more files, kept packed.
+class Part(Protocol):
+    """Records of one source by index, and what number each has there."""
 
-    A few hundred bytes per record in one buffer instead of a tree of objects: loader workers that are forked read it
-    without copying, and it travels to spawned ones as it is.
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def __getitem__(self, index: int, /) -> Record:
+        """A new dict, index 0 to length - 1."""
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records in order."""
+
+    def number(self, index: int) -> int:
+        """Line, record, row: what the label of the record's group counts."""
+
+
+class PackedRecords:
+    """A few hundred bytes per record in one buffer instead of a tree of objects.
+
+    Loader workers that are forked read it without copying, and it travels to spawned ones as it is.
     """
+
+    def __init__(self) -> None:
+        self._packed = bytearray()
+        self._ends = array("Q", [0])
+        self._numbers = array("Q")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int, /) -> Record:
+        """The record at ``index`` as a new dict."""
+        record: Record = pickle.loads(memoryview(self._packed)[self._ends[index] : self._ends[index + 1]])
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def number(self, index: int) -> int:
+        """Where the record was written, as ``add`` was told."""
+        return self._numbers[index]
+
+    def add(self, record: Record, number: int) -> None:
+        """Appends one record."""
+        self._packed += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+        self._ends.append(len(self._packed))
+        self._numbers.append(number)
+
+
+class ChosenRecords:
+    """Some records of ``source`` in their order, none of them copied."""
+
+    def __init__(self, source: Annotations, chosen: Sequence[int]) -> None:
+        self._source, self._chosen = source, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int, /) -> Record:
+        """The record at ``index`` as a new dict."""
+        record: Record = self._source[self._chosen[index]]
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def number(self, index: int) -> int:
+        """The number it has in ``source``."""
+        return self._source.number(self._chosen[index])
+
+
+class Annotations(Sequence[Record]):
+    """Records of one or more files: packed in memory, or left in a large file whose index says where they are."""
 
     def __init__(self) -> None:
         self.paths: list[Path] = []
@@ -44,31 +112,42 @@ class Annotations(Sequence[Record]):
         self.shape = ""  # what was read, for messages: 'json list'
         self.root: Path | None = None  # folder of the pictures, where the layout decides it
         self.listing = ""  # stands for the content in the fingerprint, where ``paths`` are folders
-        self._packed = bytearray()
-        self._ends = array("Q", [0])
-        self._numbers = array("Q")
+        self.digests: dict[Path, str] = {}  # SHA-256 of files whose index knows it
+        self._parts: list[Part] = []
+        self._starts: list[int] = []  # index of each part's first record
+        self._open: PackedRecords | None = None  # the last part, while it may grow
         self._groups: list[tuple[int, str, str]] = []  # first index, 'faces.csv, line', section
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._starts[-1] + len(self._parts[-1]) if self._parts else 0
 
     def __getitem__(self, index: Any) -> Any:
-        """The record at ``index`` as a new dict."""
+        """The record at ``index`` as a new dict. Raises DataError for one whose file changed meanwhile."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= len(self)
-        return pickle.loads(memoryview(self._packed)[self._ends[index] : self._ends[index + 1]])
+        part, inner = self._part(index % len(self))
+        return part[inner]
 
     def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
+        for part in self._parts:
+            yield from part
 
     def where(self, index: int) -> str:
         """'faces.csv, line 7': file and place of a record, for messages."""
-        return f"{self._group(index)[1]} {self._numbers[index]}"
+        return f"{self._group(index)[1]} {self.number(index)}"
+
+    def number(self, index: int) -> int:
+        """The number of a record in its file, as its place is told."""
+        part, inner = self._part(index)
+        return part.number(inner)
 
     def section(self, index: int) -> str:
         """Name of the section a record was written in; empty for files without sections."""
         return self._group(index)[2]
+
+    def _part(self, index: int) -> tuple[Part, int]:
+        place = bisect_right(self._starts, index) - 1
+        return self._parts[place], index - self._starts[place]
 
     def _group(self, index: int) -> tuple[int, str, str]:
         return self._groups[bisect_right(self._groups, index, key=lambda item: item[0]) - 1]
@@ -81,43 +160,53 @@ class Annotations(Sequence[Record]):
         """Appends one record. Raises DataError for anything but an object."""
         if not isinstance(record, dict):
             raise DataError(f"{self._groups[-1][1]} {number}: found {_kind(record)}, expected an object")
-        self._packed += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
-        self._ends.append(len(self._packed))
-        self._numbers.append(number)
+        if self._open is None:
+            part = PackedRecords()
+            self.append(part)
+            self._open = part
+        self._open.add(record, number)
+
+    def append(self, part: Part) -> None:
+        """Appends the records of ``part``, which stay where they are; they belong to the last group."""
+        self._starts.append(len(self))
+        self._parts.append(part)
+        self._open = None
 
     def extend(self, other: Annotations) -> None:
         """Appends all records of ``other`` with their places."""
-        base, start = len(self._packed), len(self)
+        start = len(self)
         self._groups += [(start + first, label, section) for first, label, section in other._groups]
-        self._packed += other._packed
-        self._ends.extend(base + end for end in other._ends[1:])
-        self._numbers.extend(other._numbers)
+        other._open = None  # its last part is shared from now on
+        for part in other._parts:
+            self.append(part)
         self.paths += other.paths
         self.listing += other.listing
+        self.digests.update(other.digests)
         self.layout, self.shape = other.layout, other.shape
 
     def filtered(self, keep: Callable[[Record], bool]) -> Annotations:
         """The records that ``keep`` keeps, with their places."""
+        kept = array("Q", (index for index, record in enumerate(self) if keep(record)))
         out = Annotations()
         out.paths, out.layout, out.shape = self.paths, self.layout, self.shape
-        for (first, label, section), (end, *_) in pairwise([*self._groups, (len(self), "", "")]):
-            out.start_group(label, section)
-            for index in range(first, end):
-                record = self[index]
-                if keep(record):
-                    out.add(record, self._numbers[index])
+        out.root, out.listing, out.digests = self.root, self.listing, self.digests
+        out._groups = [(bisect_left(kept, first), label, section) for first, label, section in self._groups]
+        out.append(ChosenRecords(self, kept))
         return out
 
     def fingerprint(self) -> str:
         """Hash over name, size and content of the files; of tables, which hold pictures too, over their last megabyte.
 
-        A table ends with the places and sizes of its parts.
+        A table ends with the places and sizes of its parts. The content of a file with an index was hashed with it.
         """
         digest = hashlib.sha256(self.listing.encode())
         for path in self.paths:
             if path.is_dir():
                 continue
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            if path in self.digests:
+                digest.update(bytes.fromhex(self.digests[path]))
+                continue
             with path.open("rb") as stream:
                 if path.suffix.lower() in TABLE_SUFFIXES:
                     stream.seek(max(0, path.stat().st_size - _TAIL))
@@ -129,7 +218,8 @@ def read_annotations(paths: Iterable[str | Path], sections: Sequence[str] | None
     """All records of ``paths`` in order.
 
     ``sections``: names of a ``{section: [records]}`` file, taken in this order; None for files without sections.
-    A file is parsed once per process as long as it does not change. Raises DataError with file, found and allowed.
+    A file is parsed once per process as long as it does not change; of a large list or large lines of JSON an index is
+    kept on disk and no record in memory. Raises DataError with file, found and allowed.
     """
     parts = []
     for path in map(Path, paths):
@@ -164,10 +254,14 @@ def check_file(path: Path) -> None:
 # The check of a configuration and the building of its data sets follow each other: one parse serves both.
 @lru_cache(maxsize=64)
 def _read(path: Path, size: int, mtime_ns: int, sections: tuple[str, ...] | None) -> Annotations:
-    del size, mtime_ns  # they only tell versions of the file apart
+    del mtime_ns  # it only tells versions of the file apart
+    suffix = path.suffix.lower()
+    if suffix in INDEXED and sections is None and size >= INDEXED_FROM:
+        indexed = _indexed(path)
+        if indexed is not None:
+            return indexed
     out = Annotations()
     out.paths = [path]
-    suffix = path.suffix.lower()
     try:
         with path.open(encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as stream:
             if suffix == ".json":
@@ -182,6 +276,18 @@ def _read(path: Path, size: int, mtime_ns: int, sections: tuple[str, ...] | None
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     if len(out) == 0:
         raise DataError(f"{path}: holds no records")
+    return out
+
+
+def _indexed(path: Path) -> Annotations | None:
+    """Records left in the file; None for a layout without an index and for mistakes, which reading it tells."""
+    found = index_records(path)
+    if found is None:
+        return None
+    out = Annotations()
+    out.paths, out.shape, out.digests = [path], found.shape, {path: found.digest}
+    out.start_group(f"{path}, {found.label}")
+    out.append(found)
     return out
 
 
@@ -229,43 +335,6 @@ def _read_json(out: Annotations, stream: TextIO, sections: tuple[str, ...] | Non
         )
     else:
         raise DataError(f"{path}: found {_kind(content)}, allowed: {_SHAPES}")
-
-
-def stream_list(stream: TextIO) -> Iterator[Any]:
-    """Items of a JSON list, without holding the list: as Python objects it takes several times the file's size.
-
-    Raises JSONDecodeError. Commas are not checked, and a number may come in two pieces: lists of records hold objects.
-    """
-    return (item for item, _ in stream_list_texts(stream))
-
-
-def stream_list_texts(stream: TextIO) -> Iterator[tuple[Any, str]]:
-    """As ``stream_list``, each item with its own characters of the file, for tools that copy records unchanged."""
-    decoder = json.JSONDecoder()
-    text, line = "", 1
-    while not text.strip() and (more := stream.read(_CHUNK)):
-        text += more
-    if text.lstrip()[:1] != "[":
-        raise json.JSONDecodeError("expected a list", text, 0)
-    place = text.index("[") + 1
-    while True:
-        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # matches nothing at least
-        if text[place : place + 1] == "]":
-            break
-        try:
-            item, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            more = stream.read(_CHUNK)
-            if not more:
-                error.lineno += line - 1
-                raise
-            line += text.count("\n", 0, place)
-            text, place = text[place:] + more, 0  # an object that goes on in the next piece
-        else:
-            yield item, text[place:end]
-            place = end
-    if (text[place + 1 :] + stream.read()).strip():
-        raise json.JSONDecodeError("Extra data", text, place + 1)
 
 
 def _read_sections(out: Annotations, content: Any, sections: tuple[str, ...]) -> None:

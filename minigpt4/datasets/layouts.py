@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from minigpt4.common.errors import DataError, nearest
 from minigpt4.conversation.boxes import has_area_inside
-from minigpt4.datasets.annotations import Annotations, stream_list
+from minigpt4.datasets.annotations import Annotations
+from minigpt4.datasets.json_lists import stream_list
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import secrets
 import struct
 import tarfile
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +21,7 @@ from typing import Any
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import Sample
+from minigpt4.datasets.index_files import OpenFiles, index_places, read_index, version_of, write_index
 from minigpt4.datasets.map_dataset import MapDataset, Recipe
 from minigpt4.datasets.pictures import TarImage
 
@@ -31,7 +29,6 @@ log = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _ROW = struct.Struct("<5q")  # image offset, image size, text offset, text size, text is JSON
-_MAX_OPEN = 128
 _REMOTE = re.compile(r"^([a-z0-9+]+://|pipe:)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -96,53 +93,19 @@ class ShardIndex:
 def index_shard(tar: Path) -> ShardIndex:
     """The index of ``tar``, read from its cache or made now.
 
-    The cache is a hidden file beside the tar, or under the user's cache directory where that cannot be written.
-    It is valid for one size and modification time. Broken and truncated members are counted.
+    It is valid for one size and modification time. Broken and truncated members are counted. Raises DataError where it
+    cannot be written.
     """
-    stat = tar.stat()
-    version = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "layout": 1}
-    places = _index_places(tar)
-    for place in places:
-        known = _read_head(place, version)
-        if known is not None:
-            return known
-    rows, bad, example = _scan(tar)
-    count = len(rows) // _ROW.size
-    head = {**version, "count": count, "bad": bad, "example": example}
-    content = json.dumps(head).encode() + b"\n"
-    for place in places:
-        try:
-            _write_atomically(place, content + rows)
-        except OSError:
-            continue  # a read-only place; the next one is the user's own
-        return ShardIndex(place, len(content), count, bad, example)
-    raise DataError(f"'{tar}': its index can be written neither to {' nor to '.join(map(str, places))}")
-
-
-def _index_places(tar: Path) -> list[Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigptface" / "shards"
-    key = hashlib.sha256(str(tar.resolve()).encode()).hexdigest()[:16]
-    return [tar.with_name(f".{tar.name}.index"), cache / f"{key}-{tar.name}.index"]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # ranks may write at the same time
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _read_head(path: Path, version: dict[str, int]) -> ShardIndex | None:
-    try:
-        with path.open("rb") as stream:
-            line = stream.readline()
-        head = json.loads(line)
-        size = path.stat().st_size
-    except (OSError, ValueError):
-        return None
-    if any(head.get(key) != value for key, value in version.items()) or size != len(line) + head["count"] * _ROW.size:
-        return None
-    return ShardIndex(path, len(line), head["count"], head["bad"], head["example"])
+    version = version_of(tar, layout=1)
+    found = read_index(tar, version, _ROW.size)
+    if found is None:
+        rows, bad, example = _scan(tar)
+        head = {**version, "count": len(rows) // _ROW.size, "bad": bad, "example": example}
+        found = write_index(tar, head, rows)
+    if found is None:
+        places = " nor to ".join(map(str, index_places(tar)))
+        raise DataError(f"'{tar}': its index can be written neither to {places}")
+    return ShardIndex(found.path, found.start, found.head["count"], found.head["bad"], found.head["example"])
 
 
 def _scan(tar: Path) -> tuple[bytes, int, str]:
@@ -185,35 +148,6 @@ def _members(tar: Path, broken: list[str]) -> Iterator[tuple[str, str, int, int]
         broken.append(f"{tar.name}: {error}")
 
 
-class _OpenFiles:
-    """File descriptors by path, a bounded number; read by ``os.pread``, so forked workers may share them."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        descriptor = self._open.pop(path, -1)
-        if descriptor < 0:
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(f"'{path}' cannot be opened: {error.strerror}") from error
-        self._open[path] = descriptor
-        while len(self._open) > _MAX_OPEN:
-            os.close(self._open.popitem(last=False)[1])
-        content = os.pread(descriptor, size, offset)
-        if len(content) != size:
-            raise DataError(f"'{path.name}': {len(content)} of {size} bytes at {offset}; it changed or is cut off")
-        return content
-
-    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
-        return _OpenFiles, ()  # descriptors mean nothing in another process
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-
 class ShardDataset(MapDataset):
     """Samples of tar files: a picture and ``.json`` (a record) or ``.txt`` (its caption) under the same key."""
 
@@ -222,7 +156,7 @@ class ShardDataset(MapDataset):
         self._tars = list(shards)
         self._indices = [index_shard(tar) for tar in shards]
         self._ends = array("Q", accumulate(index.count for index in self._indices))
-        self._files = _OpenFiles()
+        self._files = OpenFiles()
         bad = sum(index.bad for index in self._indices)
         if bad:
             example = next(index.example for index in self._indices if index.bad)
