@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def version_of(source: Path, layout: int) -> dict[str, int]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "layout": layout}
 
 
-def read_index(source: Path, version: dict[str, int], row_size: int) -> IndexFile | None:
-    """The index of ``source``; None without one of this version, and for one that is not whole."""
+def read_indices(source: Path, version: dict[str, int], row_size: int) -> Iterator[IndexFile]:
+    """Indices of ``source`` that are of this version and not cut off, one at most per place."""
     for place in index_places(source):
         try:
             with place.open("rb") as stream:
@@ -50,8 +51,7 @@ def read_index(source: Path, version: dict[str, int], row_size: int) -> IndexFil
         if not isinstance(head, dict) or any(head.get(key) != value for key, value in version.items()):
             continue
         if isinstance(head.get("count"), int) and size == len(line) + head["count"] * row_size:
-            return IndexFile(place, len(line), head)
-    return None
+            yield IndexFile(place, len(line), head)
 
 
 def write_index(source: Path, head: dict[str, Any], rows: bytes) -> IndexFile | None:

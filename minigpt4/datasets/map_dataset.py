@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -305,13 +306,13 @@ def record_id(record: Record, index: int) -> str:
 
 def split_indices(
     annotations: Annotations, recipe: Recipe, finder: ImageFinder, cfg: DatasetConfig, split: str
-) -> list[int]:
+) -> Sequence[int]:
     """Indices of 'train' or 'val' when a fraction is held out; all records of one group fall on one side.
 
     A group is a value of ``val.group_by``: the image path, or any other field (a person, a video).
     The side is a hash of that value, so it stays the same when records are added.
     """
-    chosen = []
+    chosen = array("Q")  # a list of numbers takes five times as much, in every loader worker
     for index, record in enumerate(annotations):
         mapped = recipe.mapped(record)
         if cfg.val.group_by == "image":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import DataError
-from minigpt4.datasets.index_files import IndexFile, OpenFiles, read_index, version_of, write_index
+from minigpt4.datasets.index_files import IndexFile, OpenFiles, read_indices, version_of, write_index
 from minigpt4.datasets.json_lists import stream_list_places
 
 log = logging.getLogger(__name__)
@@ -85,9 +85,9 @@ def index_records(path: Path) -> FileRecords | None:
     file says what is wrong. The index is valid for one size and modification time.
     """
     version = version_of(path, _LAYOUT)
-    found = read_index(path, version, _ROW.size)
-    if found is not None and found.head.get("shape") in _LABELS and found.head.get("crc") == _checksum(found):
-        return FileRecords(path, found, found.head, b"")
+    for found in read_indices(path, version, _ROW.size):
+        if found.head.get("shape") in _LABELS and found.head.get("crc") == _checksum(found):
+            return FileRecords(path, found, found.head, b"")
     begun = time.monotonic()
     try:
         shape = _shape(path)

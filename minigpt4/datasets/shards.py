@@ -21,7 +21,7 @@ from typing import Any
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import Sample
-from minigpt4.datasets.index_files import OpenFiles, index_places, read_index, version_of, write_index
+from minigpt4.datasets.index_files import OpenFiles, index_places, read_indices, version_of, write_index
 from minigpt4.datasets.map_dataset import MapDataset, Recipe
 from minigpt4.datasets.pictures import TarImage
 
@@ -97,7 +97,7 @@ def index_shard(tar: Path) -> ShardIndex:
     cannot be written.
     """
     version = version_of(tar, layout=1)
-    found = read_index(tar, version, _ROW.size)
+    found = next(read_indices(tar, version, _ROW.size), None)
     if found is None:
         rows, bad, example = _scan(tar)
         head = {**version, "count": len(rows) // _ROW.size, "bad": bad, "example": example}
