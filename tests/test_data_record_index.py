@@ -1,7 +1,9 @@
-"""Large JSON lists and lines are read through an index, and nobody can tell the difference."""
+"""Large JSON lists and lines and tables are read through an index, and nobody can tell the difference."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import multiprocessing
@@ -79,6 +81,18 @@ def lines(rng: Random, content: list[dict[str, Any]], end: str) -> str:
     )
 
 
+def table(rng: Random, delimiter: str, end: str) -> str:
+    """Cells of anything, in quotes; some rows are followed by an empty line."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["id", "ü b", "c"])
+    for number in range(rng.randrange(1, 20)):
+        cells = ["".join(rng.choices((*PIECES, ";", "\r"), k=rng.randrange(9))) for _ in range(2)]
+        writer.writerow([number, *cells])
+        stream.write(end * rng.randrange(2))
+    return stream.getvalue()
+
+
 def layouts(rng: Random) -> dict[str, str]:
     """Every layout that has an index, by the name of its file."""
     content = records(rng, rng.randrange(2, 30))
@@ -93,6 +107,11 @@ def layouts(rng: Random) -> dict[str, str]:
         "crlf.jsonl": "\ufeff\r\n" + lines(rng, content, "\r\n"),
         "open.jsonl": "  \n" + json.dumps(content[0]),
         "lines.json": "\ufeff" + lines(rng, content, "\n"),
+        "comma.csv": table(rng, ",", "\n"),
+        "crlf.csv": "\ufeff" + table(rng, ",", "\r\n"),
+        "decimal.csv": table(rng, ";", "\r\n"),
+        "old.csv": table(rng, ",", "\r"),
+        "tab.tsv": table(rng, "\t", "\n") + "\n\n",
     }
 
 
@@ -168,6 +187,11 @@ def test_indexed_files_are_joined_and_filtered_with_their_places(tmp_path: Path)
         ("a.jsonl", '{"a": 1}\n\n{"a": 1} x\n'),
         ("a.jsonl", '{"a": 1}\n[]\n'),
         ("a.jsonl", "\n\n"),
+        ("a.csv", "a,b\n1,2\n3\n"),
+        ("a.csv", "a,b\n1,2,3\n"),
+        ("a.csv", "a,a\n1,2\n"),
+        ("a.csv", 'a,b\n1,"2'),
+        ("a.csv", "a,b\n"),
     ],
 )
 def test_mistakes_are_told_as_without_an_index(
@@ -289,6 +313,17 @@ def test_a_killed_write_leaves_nothing_under_the_final_name(tmp_path: Path) -> N
     assert not index_of(path).exists() and list(tmp_path.glob(".a.json.index.*.part"))
     found = record_index.index_records(path)
     assert found is not None and list(found) == [{"a": 1}] and index_of(path).exists()
+
+
+@pytest.mark.usefixtures("indexed")
+def test_a_table_that_changes_under_a_run_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "a,b\n1,2\n3,4\n")
+    read = read_annotations([path])
+    with path.open("r+") as stream:
+        stream.write('a,b\n1;2\n"')
+    for index in range(2):
+        with pytest.raises(DataError, match="changed while it was in use"):
+            read[index]
 
 
 @pytest.mark.usefixtures("indexed")

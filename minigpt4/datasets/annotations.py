@@ -16,7 +16,7 @@ from typing import Any, Protocol, TextIO
 from minigpt4.common.errors import DataError, nearest
 from minigpt4.datasets.json_lists import stream_list
 from minigpt4.datasets.record_index import SUFFIXES as INDEXED
-from minigpt4.datasets.record_index import index_records
+from minigpt4.datasets.record_index import delimiter_of, index_records
 
 Record = dict[str, Any]
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -27,7 +27,7 @@ _SHAPES = (
 )
 _TAIL = 1 << 20
 INDEXED_FROM = 32 << 20
-"""Bytes from which a list or lines of JSON are left in the file: below, reading all of it takes two seconds."""
+"""Bytes from which records of a list or lines of JSON or of a table stay in their file: reading less takes seconds."""
 _LISTS = ("annotations", "data")
 """Keys of an object that holds a list of records beside other things."""
 
@@ -218,8 +218,8 @@ def read_annotations(paths: Iterable[str | Path], sections: Sequence[str] | None
     """All records of ``paths`` in order.
 
     ``sections``: names of a ``{section: [records]}`` file, taken in this order; None for files without sections.
-    A file is parsed once per process as long as it does not change; of a large list or large lines of JSON an index is
-    kept on disk and no record in memory. Raises DataError with file, found and allowed.
+    A file is parsed once per process as long as it does not change; of a large JSON list, of JSON lines and of CSV an
+    index is kept on disk and no record in memory. Raises DataError with file, found and allowed.
     """
     parts = []
     for path in map(Path, paths):
@@ -271,7 +271,7 @@ def _read(path: Path, size: int, mtime_ns: int, sections: tuple[str, ...] | None
             elif suffix == ".jsonl":
                 _read_lines(out, stream)
             else:
-                _read_csv(out, stream, "\t" if suffix == ".tsv" else ",")
+                _read_csv(out, stream)
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     if len(out) == 0:
@@ -368,12 +368,10 @@ def _read_lines(out: Annotations, stream: TextIO) -> None:
             raise DataError(f"{out.paths[0]}, line {number}: not valid JSON: {error.msg}") from None
 
 
-def _read_csv(out: Annotations, stream: TextIO, delimiter: str) -> None:
+def _read_csv(out: Annotations, stream: TextIO) -> None:
     path = out.paths[0]
-    header = stream.readline()
+    delimiter = delimiter_of(path, stream.readline())
     stream.seek(0)
-    if delimiter == "," and "," not in header and ";" in header:  # spreadsheets with a decimal comma write this
-        delimiter = ";"
     reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
     out.shape = "table"
     out.start_group(f"{path}, line")

@@ -1,9 +1,11 @@
-"""Records of a large JSON list or of JSON lines that stay in their file: an index says where each one is."""
+"""Records of a large JSON list, of JSON lines or CSV that stay in their file: an index says where each one is."""
 
 from __future__ import annotations
 
 import codecs
+import csv
 import hashlib
+import io
 import json
 import logging
 import struct
@@ -11,7 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from minigpt4.common.errors import DataError
 from minigpt4.datasets.index_files import IndexFile, OpenFiles, read_indices, version_of, write_index
@@ -19,14 +21,14 @@ from minigpt4.datasets.json_lists import stream_list_places
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _LAYOUT = 1
 _ROW = struct.Struct("<QII")  # first byte, bytes, number of the record or line
 _BLOCK = 64
 """Records that one read takes in when all are wanted in order."""
 _FIRST_LINE = 1 << 20
 _TOLD_EVERY = 5.0  # seconds
-_LABELS = {"json list": "record", "json lines": "line"}
+_LABELS = {"json list": "record", "json lines": "line", "table": "line"}
 
 
 class FileRecords:
@@ -39,6 +41,7 @@ class FileRecords:
         self.shape: str = head["shape"]
         self.label = _LABELS[self.shape]
         self.digest: str = head["digest"]
+        self._columns, self._delimiter = head["columns"], head["delimiter"]
         self._path, self._index, self._rows, self._count = path, index, rows, int(head["count"])
         self._files = OpenFiles()
 
@@ -70,8 +73,12 @@ class FileRecords:
 
     def _parsed(self, content: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(content.decode())
-        except ValueError as error:
+            if not self._columns:
+                record = json.loads(content.decode())
+            else:
+                rows = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=self._delimiter, strict=True)
+                record = dict(zip(self._columns, next(rows), strict=True))
+        except (ValueError, csv.Error, StopIteration) as error:
             raise DataError(f"'{self._path}' changed while it was in use: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"'{self._path}' changed while it was in use")
@@ -91,6 +98,7 @@ def index_records(path: Path) -> FileRecords | None:
     begun = time.monotonic()
     try:
         shape = _shape(path)
+        columns, delimiter = _header(path) if shape == "table" else ([], "")
         rows = _scan(path, shape) if shape else b""
         if not rows:
             return None
@@ -98,10 +106,11 @@ def index_records(path: Path) -> FileRecords | None:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if version_of(path, _LAYOUT) != version:
             return None
-    except (ValueError, OSError):
+    except (ValueError, OSError, csv.Error):
         return None
     count = len(rows) // _ROW.size
     head = {**version, "count": count, "crc": zlib.crc32(rows), "shape": shape, "digest": digest}
+    head |= {"columns": columns, "delimiter": delimiter}
     written = write_index(path, head, rows)
     kept = "in memory: no place to write it" if written is None else f"as {written.path}"
     log.info("%s: %s records indexed in %.1f s, kept %s", path, f"{count:,}", time.monotonic() - begun, kept)
@@ -118,7 +127,9 @@ def _checksum(index: IndexFile) -> int:
 
 
 def _shape(path: Path) -> str:
-    """'json list' or 'json lines', from the first line; empty for objects of records and anything else."""
+    """'table', 'json list' or 'json lines', by name and first line; empty for objects of records and anything else."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return "table"
     if path.suffix.lower() == ".jsonl":
         return "json lines"
     with path.open("rb") as stream:
@@ -135,7 +146,8 @@ def _scan(path: Path, shape: str) -> bytes:
     """Packed rows of all records. Raises ValueError for what is not read by an index."""
     rows = bytearray()
     size, told = path.stat().st_size, time.monotonic()
-    for record, offset, length, number in _listed(path) if shape == "json list" else _lines(path):
+    found = {"json list": _listed, "json lines": _lines, "table": _table_rows}[shape]
+    for record, offset, length, number in found(path):
         if not isinstance(record, dict) or length >= 1 << 32 or number >= 1 << 32:
             raise ValueError
         rows += _ROW.pack(offset, length, number)
@@ -164,6 +176,42 @@ def _lines(path: Path) -> Iterator[tuple[Any, int, int, int]]:
             if text.strip():
                 yield json.loads(text), offset, len(line), number
             offset += len(line)
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """Columns and delimiter of a table. Raises ValueError for names that are empty or not unique."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        delimiter = delimiter_of(path, stream.readline())
+        stream.seek(0)
+        columns = next(csv.reader(stream, delimiter=delimiter, strict=True), [])
+    if not columns or "" in columns or len(set(columns)) != len(columns):
+        raise ValueError
+    return columns, delimiter
+
+
+def delimiter_of(path: Path, header: str) -> str:
+    """What separates the columns of a table, from its name and its first line."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return ";" if "," not in header and ";" in header else ","  # spreadsheets with a decimal comma write ;
+
+
+def _table_rows(path: Path) -> Iterator[tuple[Any, int, int, int]]:
+    columns, delimiter = _header(path)
+    begin = end = _after_mark(path)
+
+    def counted(stream: TextIO) -> Iterator[str]:
+        nonlocal end
+        for line in stream:  # the reader takes as many as the next row has
+            end += len(line.encode())
+            yield line
+
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(counted(stream), delimiter=delimiter, strict=True)
+        for number, row in enumerate(reader):
+            if number and row:  # 0: the names of the columns
+                yield dict(zip(columns, row, strict=True)), begin, end - begin, reader.line_num
+            begin = end
 
 
 def _after_mark(path: Path) -> int:
