@@ -44,7 +44,7 @@ def test_a_caption_list_becomes_a_table(name: str, tmp_path: Path, monkeypatch: 
 
 
 def test_a_list_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4.datasets.annotations._CHUNK", 64)
+    monkeypatch.setattr("minigpt4.datasets.json_lists._CHUNK", 64)
     records = [{"caption": f"picture {number}", "url": f"http://h/{number}"} for number in range(500)]
     (tmp_path / "a.json").write_text(json.dumps(records))
     convert_laion.main([str(tmp_path / "a.json"), "--out", str(tmp_path / "a.tsv")])
