@@ -91,7 +91,8 @@ class TinyModel(nn.Module):
 
     def forward(self, batch: Batch) -> LossOutput:
         image = batch.input_ids == IMAGE_TOKEN
-        features = self.projection(self.vision(batch.images.flatten(1))) if len(batch.images) else None
+        images = batch.images if batch.image_order is None else batch.images[batch.image_order]
+        features = self.projection(self.vision(images.flatten(1))) if len(images) else None
         hidden = self.embedding(batch.input_ids.clamp(min=0))
         if features is None:
             hidden = hidden + 0 * sum(p.sum() for p in self.projection.parameters())
