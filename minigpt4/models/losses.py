@@ -30,11 +30,9 @@ class LogitShape:
             logits = logits * self.scale
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
-    def gradient(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Gradient with respect to the head's output; ``logits`` are the shaped ones."""
-        if self.cap:
-            grad = grad * (1 - (logits / self.cap) ** 2)
-        return grad * self.scale if self.scale != 1.0 else grad
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """Derivative with respect to the head's output; ``logits`` are the shaped ones."""
+        return self.scale * (1 - (logits / self.cap) ** 2) if self.cap else self.scale
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -53,14 +51,19 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = shape(functional.linear(hidden[part].to(weight.dtype), weight, bias).float())  # [c, V]
-            log_sum = logits.logsumexp(-1)
+            slope = shape.slope(logits) if needs_grad else 1.0  # from here on the logits are changed in place
+            logits -= logits.amax(-1, keepdim=True)
             target = targets[part, None]
-            losses[part] = log_sum - logits.gather(1, target)[:, 0]
+            target_logit = logits.gather(1, target)[:, 0]
+            total = logits.exp_().sum(-1)
+            losses[part] = total.log() - target_logit
             if grad is not None:
-                soft = (logits - log_sum[:, None]).exp_() if shape.cap else logits.sub_(log_sum[:, None]).exp_()
-                soft.scatter_add_(1, target, soft.new_full(target.shape, -1.0))
-                soft = shape.gradient(soft, logits)
-                grad[part] = (soft.to(weight.dtype) @ weight).to(hidden.dtype)
+                logits /= total[:, None]
+                logits.scatter_add_(1, target, logits.new_full(target.shape, -1.0))
+                if shape.changes:
+                    logits *= slope
+                grad[part] = (logits.to(weight.dtype) @ weight).to(hidden.dtype)
+            del logits, slope  # else they are alive while the next chunk's logits are made
         if grad is not None:
             ctx.save_for_backward(grad)
         return losses
