@@ -19,9 +19,11 @@ Workspace = Callable[[Any, Any, Any], int]
 class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts every storage an operation returns until it is freed; ``peak`` is the most that was alive at once.
 
-    Storages that exist before the mode is entered (weights, data) are not counted. What one operation allocates and
-    frees inside itself is invisible, for every variant alike, unless ``workspace`` tells it. ``block``: sizes are
-    rounded up to multiples of it, as an allocator does. What ``run`` does besides the operation is not counted.
+    Counted: results of forward and backward operations, inside autograd functions and recomputed layers too, for as
+    long as anything (a variable, the graph, a ``.grad``) holds them. A view or an in-place result is its storage, once.
+    Not counted: what existed before the mode was entered (weights, data); what one operation allocates and frees inside
+    itself, unless ``workspace`` tells it; what the allocator wastes beyond ``block``, to whose multiples sizes are
+    rounded; what ``run`` does besides the operation. So the figure is a lower bound of what a step needs.
     """
 
     def __init__(self, block: int = 1, workspace: Workspace | None = None, run: Run | None = None) -> None:
