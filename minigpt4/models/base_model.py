@@ -20,6 +20,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
+from minigpt4.models.lean import use_lean_layers
 from minigpt4.models.llm import build_llm, causal_lm, check_llm
 from minigpt4.models.load_report import (
     LoadReport,
@@ -66,6 +67,7 @@ class BaseModel(nn.Module, ABC):
         self.ln_vision: nn.Module = nn.Identity() if is_normed else nn.LayerNorm(self.vision.width, device=device)
         llm, llm_report = build_llm(cfg, device, dtype)
         self.llama_model: Any = llm
+        use_lean_layers(llm)
         self.load_reports += [report for report in (tower_report, llm_report) if report is not None]
         with self.autocast():
             traits = examine(self._lm, cfg.llama_model)
