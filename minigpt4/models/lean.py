@@ -1,7 +1,8 @@
-"""The gated MLP with fewer saved activations and the same results.
+"""LoRA and the gated MLP with fewer saved activations and the same results.
 
-Autograd keeps what every single operation was given. Written as one function, ``silu(gate) * up`` keeps only what its
-own gradient needs. Modules keep their parameters and names; every other layer runs the library's own forward.
+Autograd keeps what every single operation was given. Written as one function each, these two keep only what their own
+gradients need: LoRA neither a dropped-out nor a float32 copy of its input, the gated MLP no ``silu(gate)``. Modules
+keep their parameters and names; whatever is not the plain case runs the library's own forward.
 """
 
 from __future__ import annotations
@@ -13,6 +14,40 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+
+class _AddLowRank(torch.autograd.Function):
+    """base + scaling * dropped(x) A^T B^T (Hu et al. 2021); of the dropout only a mask of one byte is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: float) -> Tensor:
+        """base [..., O], x [..., I], a [r, I], b [O, r] -> [..., O] in the dtype of ``base``."""
+        rows = x.reshape(-1, x.shape[-1]).to(base.dtype)  # [T, I]
+        kept = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+        low = _drop(rows, kept, dropout) @ a.to(rows.dtype).t()  # [T, r]
+        ctx.save_for_backward(rows, low, a, b, kept)
+        ctx.scaling, ctx.dropout = scaling, dropout
+        flat = base.reshape(-1, base.shape[-1])
+        return torch.addmm(flat, low, b.to(rows.dtype).t(), alpha=scaling).view(base.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of base, x, a and b."""
+        rows, low, a, b, kept = ctx.saved_tensors
+        grad = grad_outputs[0].reshape(-1, b.shape[0])  # [T, O]
+        grad_low = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)  # [T, r]
+        grad_a = grad_low.t() @ _drop(rows, kept, ctx.dropout)
+        grad_b = (grad.t() @ low).mul_(ctx.scaling)
+        grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_x = _drop(grad_low @ a.to(grad.dtype), kept, ctx.dropout)
+            grad_x = grad_x.view(*grad_outputs[0].shape[:-1], -1)
+        return grad_outputs[0], grad_x, grad_a, grad_b, None, None
+
+
+def _drop(rows: Tensor, kept: Tensor | None, dropout: float) -> Tensor:
+    return rows if kept is None else (rows * kept).mul_(1 / (1 - dropout))
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -33,6 +68,21 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad_outputs[0] * up, gate), grad_up
 
 
+class _LeanLora:
+    """Goes before a LoRA layer of peft among the bases of a class."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., I] -> [..., O]."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or self.lora_variant or args or kwargs or len(names) != 1:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        a, b, dropout = self.lora_A[names[0]], self.lora_B[names[0]], self.lora_dropout[names[0]]
+        if b.bias is not None:
+            return super().forward(x)  # type: ignore[misc]
+        rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return _AddLowRank.apply(self.base_layer(x), x, a.weight, b.weight, self.scaling[names[0]], rate)
+
+
 class _LeanMLP:
     """Goes before an MLP whose forward is Llama's among the bases of a class."""
 
@@ -42,10 +92,14 @@ class _LeanMLP:
 
 
 def use_lean_layers(llm: nn.Module) -> None:
-    """Give the gated MLPs of ``llm`` a forward that saves less; leave every other layer alone."""
+    """Give the LoRA layers and the gated MLPs of ``llm`` a forward that saves less; leave every other layer alone."""
+    from peft.tuners.lora import LoraLayer
+
     for module in llm.modules():
-        if _is_gated_mlp(module):
-            module.__class__ = _with(_LeanMLP, type(module))
+        if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
+            module.__class__ = _lean(_LeanLora, type(module))
+        elif _is_gated_mlp(module):
+            module.__class__ = _lean(_LeanMLP, type(module))
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
@@ -60,5 +114,5 @@ def _is_gated_mlp(module: nn.Module) -> bool:
 
 
 @cache
-def _with(mixin: type, kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (mixin, kind), {})
+def _lean(mixin: type, kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
