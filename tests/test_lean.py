@@ -21,8 +21,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from benchmarks.live_memory import LiveMemory
 from minigpt4.models.lean import use_lean_layers
+from minigpt4.tools.live_memory import LiveMemory
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0}
