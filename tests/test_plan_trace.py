@@ -15,7 +15,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.tools.live_memory import LiveMemory
 from minigpt4.tools.planner import probe
 from minigpt4.tools.planner.estimate import Planner
-from minigpt4.tools.planner.skeleton import Variant
+from minigpt4.tools.planner.skeleton import POLICIES, Variant
 from minigpt4.tools.planner.workload import Row, SampleShape
 from tests.plan_parts import LANGUAGE_MODEL, model_config, run_config
 from tests.plan_parts import language_model as language_model
@@ -29,6 +29,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str, Row]] = {
     "LoRA, four padded": ("minigpt_v2", {}, "none", Row(4, PICTURE, False, False, "")),
     "LoRA, accumulated": ("minigpt_v2", {}, "none", Row(2, PICTURE, False, True, "")),
     "LoRA, recomputed": ("minigpt_v2", {}, "full", Row(4, PICTURE, True, True, "")),
+    "LoRA, MLPs recomputed": ("minigpt_v2", {}, "mlp", Row(4, PICTURE, True, True, "")),
+    "projection, MLPs recomputed": ("minigpt4", {}, "mlp", Row(4, QUERIES, False, False, "")),
+    "MLPs with adapters recomputed": (
+        "minigpt_v2", {"lora_target_modules": ["down_proj", "k_proj"]}, "mlp", Row(2, PICTURE, True, False, ""),
+    ),
     "LoRA without dropout on other layers": (
         "minigpt_v2", {"lora_dropout": 0.0, "lora_target_modules": ["down_proj", "k_proj"]}, "none",
         Row(2, PICTURE, True, False, ""),
@@ -77,10 +82,11 @@ def test_other_language_models_are_followed_as_well(
 
 def test_more_samples_and_less_recomputation_need_more(language_model: Path) -> None:
     planner = Planner(run_config(model_config(language_model, "minigpt_v2"), device="auto"), on_gpu=True)
-    none, full = (Variant("bf16", "as is", policy) for policy in ("none", "full"))
     row = Row(1, PICTURE, True, False, "")
-    sizes = [planner.estimate(variant, row.with_samples(n)).total for variant in (full, none) for n in (1, 4)]
-    assert sizes[0] < sizes[1] < sizes[3] and sizes[0] < sizes[2] < sizes[3]
+    variants = [Variant("bf16", "as is", policy) for policy in reversed(POLICIES)]
+    few, many = ([planner.estimate(variant, row.with_samples(n)).total for variant in variants] for n in (1, 4))
+    assert few == sorted(set(few)) and many == sorted(set(many))
+    assert all(a < b for a, b in zip(few, many, strict=True))
 
 
 def test_the_line_through_few_samples_leads_to_many(language_model: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,13 +79,16 @@ def _positive(text: str) -> float:
 def run(cfg: Config, given: argparse.Namespace) -> int:
     """The plan of a configuration whose language model is known."""
     from minigpt4.tools.planner import report
-    from minigpt4.tools.planner.estimate import Planner
+    from minigpt4.tools.planner.choice import choose
+    from minigpt4.tools.planner.estimate import Planner, usable_bytes
     from minigpt4.tools.planner.proposal import propose
     from minigpt4.tools.planner.skeleton import configured_variant
 
     planner = Planner(cfg, on_gpu=cfg.run.device != "cpu")
     variant = configured_variant(cfg, planner.on_gpu)
     work, row = find_work(planner, planner.skeleton(variant), given)
+    if cfg.run.recompute == "auto" and given.gpu:
+        variant = replace(variant, recompute=choose(planner, row, usable_bytes(given.gpu))[0])
     estimate = planner.estimate(variant, row)
     result = report.start(str(given.cfg_path), planner, work.window, estimate)
     code = 0
@@ -103,20 +107,15 @@ def run(cfg: Config, given: argparse.Namespace) -> int:
 
 def find_work(planner: Planner, model: GenerationMixin, given: argparse.Namespace) -> tuple[Work, Row]:
     """Lengths, window and the fullest row of the run. Raises ConfigError for flags that make no sense."""
-    from minigpt4.runners.parts import choose_packing
-    from minigpt4.tools.planner.lengths import Assumed, find_lengths
+    from minigpt4.tools.planner.lengths import Assumed, find_rows
     from minigpt4.tools.planner.proposal import Work
-    from minigpt4.tools.planner.workload import fullest_row, make_window
 
     for flag, value, least in (("gpus", given.gpus, 1), ("answer-tokens", given.answer_tokens, 1)):
         if value is not None and value < least:
             raise ConfigError(f"--{flag} must be >= {least}, got {value}")
-    run = planner.cfg.run
     assumed = Assumed(given.prompt_tokens, given.answer_tokens, can_encode=not given.llm_shape)
-    sets = find_lengths(planner.cfg, model, assumed)
-    window = make_window(planner.cfg, sets, given.gpus)
-    packed = choose_packing(run.packing, model) == "packed"
-    return Work(sets, window), fullest_row(sets, window, packed, run.row_tokens)
+    sets, window, row = find_rows(planner.cfg, model, assumed, given.gpus)
+    return Work(sets, window), row
 
 
 def add_reference(result: Report, kind: str, planner: Planner, work: Work, estimate: Estimate) -> None:

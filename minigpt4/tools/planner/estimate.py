@@ -58,7 +58,11 @@ class Estimate:
         usable = usable_bytes(card_gb)
         if self.total > usable:
             return "no"
-        return "fits" if self.total * (1 + FRAGMENTS) <= usable else "tight"
+        return "fits" if self.fits(usable) else "tight"
+
+    def fits(self, usable: int) -> bool:
+        """Whether so many bytes are enough, fragmentation included."""
+        return self.total * (1 + FRAGMENTS) <= usable
 
 
 class Planner:

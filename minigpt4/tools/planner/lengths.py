@@ -15,8 +15,8 @@ from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.collate import SampleDataset
 from minigpt4.models.base_model import BaseModel
 from minigpt4.processors.base import ImageSpec
-from minigpt4.runners.parts import default_prompts
-from minigpt4.tools.planner.workload import SampleShape, SetLengths
+from minigpt4.runners.parts import choose_packing, default_prompts
+from minigpt4.tools.planner.workload import Row, SampleShape, SetLengths, Window, fullest_row, make_window
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,14 @@ class Assumed:
     prompt: int | None
     answer: int | None
     can_encode: bool
+
+
+def find_rows(cfg: Config, model: BaseModel, assumed: Assumed, gpus: int) -> tuple[list[SetLengths], Window, Row]:
+    """Lengths, window and the fullest row of a run. Raises ConfigError when no data set is drawn."""
+    sets = find_lengths(cfg, model, assumed)
+    window = make_window(cfg, sets, gpus)
+    packed = choose_packing(cfg.run.packing, model) == "packed"
+    return sets, window, fullest_row(sets, window, packed, cfg.run.row_tokens)
 
 
 def find_lengths(cfg: Config, model: BaseModel, assumed: Assumed) -> list[SetLengths]:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from minigpt4.tools.planner.estimate import FRAGMENTS, Estimate, Planner, usable_bytes
-from minigpt4.tools.planner.skeleton import Variant
+from minigpt4.tools.planner.skeleton import POLICIES, Variant
 from minigpt4.tools.planner.workload import Row, SetLengths, Window, fullest_row
 
 # What a change costs, as a share of time; nf4 also costs some quality. Among sets of equal size the cheapest wins.
-_COSTS = {"precision": 0.0, "smaller rows": 0.03, "int8": 0.1, "nf4": 0.2, "recompute": 0.36}
+_COSTS = {
+    "precision": 0.0, "smaller rows": 0.03, "int8": 0.1, "nf4": 0.2, "recompute mlp": 0.24, "recompute full": 0.36,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def _candidates(planner: Planner, start: Estimate) -> list[_Try]:
     may_quantise = cfg.model.freeze_llm and planner.on_gpu and not is_random
     bases = {"as is": ("int8", "nf4"), "int8": ("nf4",), "nf4": ()}[variant.base] if may_quantise else ()
     precisions = ("bf16",) if variant.precision == "fp32" and planner.on_gpu else ()
-    recomputes = ("full",) if variant.recompute == "none" else ()
+    recomputes = POLICIES[POLICIES.index(variant.recompute) + 1 :]
     shrinks = (True,) if start.row.samples > 1 else ()
     found = []
     for precision, base, recompute, shrink in itertools.product(
         (None, *precisions), (None, *bases), (None, *recomputes), (False, *shrinks)
     ):
-        names = [name for name, chosen in (("precision", precision), ("recompute", recompute)) if chosen]
+        names = [name for name, chosen in (("precision", precision), (f"recompute {recompute}", recompute)) if chosen]
         names += [base] if base else []
         names += ["smaller rows"] if shrink else []
         changed = Variant(precision or variant.precision, base or variant.base, recompute or variant.recompute)
@@ -116,7 +118,8 @@ def _describe(planner: Planner, work: Work, candidate: _Try, start: Estimate, es
             "precision": ("16-bit weights and arithmetic", ["run.precision=bf16"]),
             "int8": ("int8 weights of the frozen language model", ["model.low_resource=True"]),
             "nf4": ("nf4 weights of the frozen language model", list(_nf4_options(start.variant))),
-            "recompute": ("layers recomputed in the backward pass (+36 % time)", ["run.recompute=full"]),
+            "recompute mlp": ("MLPs recomputed in the backward pass (+24 % time)", ["run.recompute=mlp"]),
+            "recompute full": ("layers recomputed in the backward pass (+36 % time)", ["run.recompute=full"]),
             "smaller rows": _smaller_rows(planner, work, start.row, estimate.row),
         }[name]
         changes.append(text)

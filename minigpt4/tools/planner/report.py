@@ -9,12 +9,8 @@ from typing import Any
 from minigpt4.tools.planner.estimate import CARDS, Estimate, Planner, usable_bytes
 from minigpt4.tools.planner.proposal import Proposal
 from minigpt4.tools.planner.reference import Item
-from minigpt4.tools.planner.skeleton import Variant
+from minigpt4.tools.planner.skeleton import POLICIES, Variant
 from minigpt4.tools.planner.workload import Window
-
-POLICIES = ("none", "full")
-"""Values of run.recompute."""
-
 
 TIGHT = "; rows of changing length may fragment the memory"
 
@@ -170,8 +166,8 @@ def cards_table(planner: Planner, estimate: Estimate) -> Table:
             most = planner.most_samples(with_recompute(estimate, policy), estimate.row, usable_bytes(card))
             counts.append(str(most) if most else "-")
         rows.append((f"{card} GB", gigabytes(usable_bytes(card)), estimate.verdict(card), *counts))
-    columns = ("card", "usable", "this run", "samples per row, recompute none", "full")
-    return Table("Cards", columns, tuple(rows), (0, 1, 3, 4))
+    columns = ("card", "usable", "this run", "samples per row, recompute none", *POLICIES[1:])
+    return Table("Cards", columns, tuple(rows), (0, 1, 3, 4, 5))
 
 
 def card_text(proposals: Sequence[Proposal], estimate: Estimate, card_gb: float) -> str:

@@ -33,11 +33,15 @@ LLM_SHAPES: dict[str, dict[str, int]] = {
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
+POLICIES = ("none", "mlp", "full")
+"""Values of run.recompute that say what is computed twice, from the fastest to the smallest."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """What may be changed so that a run fits. precision: bf16 | fp16 | fp32. base: as is | int8 | nf4.
 
-    recompute: none | full.
+    recompute: none | mlp | full.
     """
 
     precision: str
@@ -73,8 +77,8 @@ def configured_variant(cfg: Config, on_gpu: bool) -> Variant:
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"
     base = "nf4" if cfg.model.load_in_4bit else "int8" if cfg.model.low_resource else "as is"
-    recomputes = cfg.run.recompute == "full" or cfg.model.use_grad_checkpoint_llm
-    return Variant(precision, base, "full" if recomputes else "none")
+    recompute = "full" if cfg.model.use_grad_checkpoint_llm else cfg.run.recompute
+    return Variant(precision, base, POLICIES[0] if recompute == "auto" else recompute)
 
 
 def build_skeleton(cfg: Config, variant: Variant, on_gpu: bool) -> GenerationMixin:
