@@ -18,7 +18,9 @@ from minigpt4.common.logger import RunInfo, WindowRecord, build_trackers, read_l
 
 RECORD = WindowRecord(
     window=1, epoch=0, iteration=8, loss=2.0, loss_avg=2.5, lr=3e-5, grad_norm=1.0, samples=16, target_tokens=400,
-    samples_per_s=4.0, target_tokens_per_s=100.0, data_share=0.1, memory_gb=7.5, elapsed_s=4.0, eta_s=3725.0, skipped=0,
+    samples_per_s=4.0, target_tokens_per_s=100.0, data_share=0.1, wait_s=0.4, vision_s=0.5,
+    language_s=1.0, backward_s=2.0, optimizer_s=0.1, vision_gb=1.0, language_gb=5.0, backward_gb=7.5, optimizer_gb=3.0,
+    memory_gb=7.5, elapsed_s=4.0, eta_s=3725.0, skipped=0,
 )  # fmt: skip
 
 

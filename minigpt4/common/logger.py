@@ -47,6 +47,15 @@ class WindowRecord:
     samples_per_s: float
     target_tokens_per_s: float
     data_share: float  # part of the time spent waiting for data
+    wait_s: float  # mean seconds of a window on this rank: waiting for data,
+    vision_s: float  # images to embeddings,
+    language_s: float  # language model and loss, forward,
+    backward_s: float  # backward, recomputed layers among it,
+    optimizer_s: float  # clipping and the update
+    vision_gb: float  # peak of live tensors on the GPU in each phase; 0 on a CPU
+    language_gb: float
+    backward_gb: float
+    optimizer_gb: float
     memory_gb: float  # peak of live tensors on the GPU; peak resident memory on a CPU
     elapsed_s: float
     eta_s: float
@@ -340,6 +349,11 @@ class Pace:
         self._windows += 1
         self.waited += waited
 
+    @property
+    def windows(self) -> int:
+        """Windows since the last call of ``take``."""
+        return self._windows
+
     def leave_out(self, seconds: float) -> None:
         """Time that was no training (a checkpoint, a validation)."""
         self._since += seconds
@@ -355,6 +369,7 @@ class Pace:
             "samples_per_s": self._samples / seconds,
             "target_tokens_per_s": self._tokens / seconds,
             "data_share": min(self.waited / seconds, 1.0),
+            "wait_s": self.waited / max(self._windows, 1),
             "elapsed_s": now - self.started,
             "eta_s": self._seconds / max(self._all_windows, 1) * windows_left,
         }

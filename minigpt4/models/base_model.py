@@ -264,13 +264,17 @@ class BaseModel(nn.Module, ABC):
         Raises ValueError for packed rows where samples would see each other.
         """
         options: dict[str, Any] = {}
+        mask = None
         if len(lengths) != embeddings.shape[0]:
             if not self.keeps_samples_apart:
                 raise ValueError(f"{self.cfg.llama_model}: samples of one packed row would see each other")
             options["position_ids"] = position_ids
             if self.attends_by_sample:
                 options |= {"sample_lengths": tuple(lengths), "packing_backend": self.packing_backend}
-        output = self._lm.get_decoder()(inputs_embeds=embeddings, attention_mask=None, use_cache=False, **options)
+                # Nobody reads this mask. Without one transformers looks for samples in position_ids, for which the
+                # host waits for the GPU; one of four dimensions is handed through.
+                mask = embeddings.new_zeros(1, 1, 1, 1)
+        output = self._lm.get_decoder()(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import ConfigError, DataError
@@ -20,7 +21,10 @@ from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.sampler import WindowSampler
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.generation import GenerationMixin
+from minigpt4.models.llm import causal_lm
+from minigpt4.models.recompute import recompute_mlps
 from minigpt4.processors.base import ImageSpec
+from minigpt4.tasks.phases import PhaseClock
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +58,18 @@ class Plan:
 
 
 def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> GenerationMixin:
-    """The model of ``cfg.model`` with frozen weights in ``dtype``; ``run.recompute`` turns on its checkpointing."""
+    """The model of ``cfg.model`` with frozen weights in ``dtype``; ``run.recompute`` says what is computed twice.
+
+    Raises ConfigError for ``auto``: the command that trains chooses for the GPU before it builds.
+    """
     model_cfg: ModelConfig = cfg.model
+    if cfg.run.recompute == "auto":
+        raise ConfigError("run.recompute: auto is settled by minigpt4 train; without it write none, mlp or full")
     if cfg.run.recompute == "full":
         model_cfg = replace(model_cfg, use_grad_checkpoint_llm=True, use_grad_checkpoint=not model_cfg.freeze_vit)
     model: GenerationMixin = registry.get("model", model_cfg.arch).from_config(model_cfg, device, dtype, cfg.run.seed)
+    if cfg.run.recompute == "mlp" and not model_cfg.use_grad_checkpoint_llm:
+        recompute_mlps(causal_lm(model.llama_model))
     return model
 
 
@@ -176,8 +187,19 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def memory_gb(device: torch.device) -> float:
+def watch_phases(model: BaseModel, dist: DistContext) -> PhaseClock:
+    """The clock of rank 0, which the language decoder of ``model`` tells when it starts: until then a row was vision.
+
+    The clocks of other ranks never run, because nobody reads them.
+    """
+    clock = PhaseClock(dist.device if dist.is_main else None)
+    if isinstance(model, BaseModel):  # a model of another kind has no decoder to ask; all of it counts as language
+        decoder: nn.Module = causal_lm(model.llama_model).get_decoder()
+        decoder.register_forward_pre_hook(lambda *_: clock.mark("vision"))
+    return clock
+
+
+def memory_gb(clock: PhaseClock) -> float:
     """Peak of live tensors on a GPU; peak resident memory of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    highest = clock.highest() / 2**30
+    return highest or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

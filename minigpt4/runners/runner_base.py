@@ -34,11 +34,13 @@ from minigpt4.runners.parts import (
     make_plan,
     memory_gb,
     raise_file_limit,
+    watch_phases,
 )
 from minigpt4.runners.progress import Progress
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
 from minigpt4.runners.vision_cache import use_cache
 from minigpt4.tasks.base_task import BaseTask, StepStats, Training
+from minigpt4.tasks.memory import memory_full
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class RunnerBase:
             model=wrapped, core=self.model, optimizer=optimizer, scaler=scaler,
             lr_at=lambda t: schedule(t, lr_plan), dist=dist, accumulation=run.accum_grad_iters,
             clip_grad_norm=run.clip_grad_norm, seed=run.seed, job_dir=self.job_dir, stop_requested=self.stop.requested,
+            clock=watch_phases(self.model, dist),
         )  # fmt: skip
         self.progress = Progress() if checkpoint is None else self._resume(checkpoint)
         self.manifest = job.describe_run(cfg, dist, self._data_facts())
@@ -132,6 +135,9 @@ class RunnerBase:
                     end = (self.progress.window // self.plan.windows_per_epoch + 1) * self.plan.windows_per_epoch
                     numbers = range(self.progress.window, end)
                     is_complete = self.task.train_epoch(self.training, batches, numbers, self._after_window)
+            except torch.OutOfMemoryError as error:
+                place = "; ".join(getattr(error, "__notes__", ())) or f"window {self.progress.window + 1}"
+                raise memory_full(self.cfg, self.job_dir / "config.yaml", place, self.dist.device, error) from None
             finally:
                 batches.close()  # ends the loader's workers
                 if self.dist.is_main:
@@ -249,8 +255,9 @@ class RunnerBase:
             grad_norm=stats.grad_norm,
             samples=stats.samples,
             target_tokens=stats.target_tokens,
-            memory_gb=memory_gb(self.dist.device),
+            memory_gb=memory_gb(self.training.clock),
             skipped=self.progress.skipped,
+            **self.training.clock.take(self.pace.windows),
             **self.pace.take(self.plan.total_windows - done),
         )
         for tracker in self.trackers:

@@ -8,7 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from minigpt4.common.dist import DistContext, sync_gradients
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.optim import set_learning_rate
 from minigpt4.common.types import Batch
+from minigpt4.tasks.memory import describe_row
+from minigpt4.tasks.phases import PhaseClock
 
 if TYPE_CHECKING:
     from minigpt4.models.base_model import LossOutput
@@ -34,6 +36,7 @@ class Training:
 
     model: as it is called in training (DDP or plain); core: the model itself, which owns its arithmetic's precision.
     scaler: on for fp16. lr_at: iteration -> learning rate. stop_requested: asked once per window on every rank.
+    clock: told where each phase of a step ends; the model's language decoder marks the end of vision.
     """
 
     model: nn.Module
@@ -47,6 +50,7 @@ class Training:
     seed: int
     job_dir: Path
     stop_requested: Callable[[], bool]
+    clock: PhaseClock = field(default_factory=PhaseClock)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -110,7 +114,12 @@ class BaseTask(ABC):
             # the last row alone sends gradients; frozen seeds make dropout a function of the place in the run
             with sync_gradients(training.model, row == len(window) - 1):
                 torch.manual_seed(row_seed(training.seed, number, dist.rank, row))
-                losses.append(self._backward(training, batch.to(dist.device), scale))
+                training.clock.start()
+                try:
+                    losses.append(self._backward(training, batch.to(dist.device), scale))
+                except torch.OutOfMemoryError as error:
+                    error.add_note(f"window {number + 1}, {describe_row(batch, row, len(window))}")
+                    raise
         row_losses = torch.stack(losses)
         norm = self._unscaled_norm(training)
         total, tokens, samples, grad_norm, stop = self._on_host(training, row_losses, counts, norm)
@@ -123,6 +132,8 @@ class BaseTask(ABC):
             training.scaler.step(training.optimizer)
         training.scaler.update()
         training.optimizer.zero_grad(set_to_none=True)
+        training.clock.mark("optimizer")
+        training.clock.stop()
         return stats
 
     def rehearse(self, training: Training, batch: Batch) -> None:
@@ -157,7 +168,9 @@ class BaseTask(ABC):
         or `torch.cuda.empty_cache()` to free; the latter would only make the next row ask the driver again.
         """
         output = self.loss(training.model, batch)
+        training.clock.mark("language")
         torch.autograd.backward(training.scaler.scale(output.loss_sum * scale))
+        training.clock.mark("backward")
         return output.loss_sum.detach().double()
 
     def _unscaled_norm(self, training: Training) -> Tensor:

@@ -1,0 +1,158 @@
+"""Time and memory by phase, and that nobody waits for the device to learn them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minigpt4.common.dist import DistContext, single
+from minigpt4.common.logger import read_log
+from minigpt4.common.optim import build_optimizer
+from minigpt4.common.schema import RunConfig
+from minigpt4.datasets.collate import collate_packed
+from minigpt4.runners.parts import watch_phases
+from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.tasks.base_task import Training
+from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
+from minigpt4.tasks.phases import PHASES, PhaseClock
+from tests.engine_parts import tiny_config
+from tests.golden_cases import build_model, load_case
+from tests.test_benchmark_reference import as_samples, workload_samples
+
+CASE = "c_minigptv2_lora_instruction"
+
+
+def training_of(folder: Path) -> tuple[Training, list[Any]]:
+    """A model with LoRA, and a window of two rows."""
+    model = build_model(load_case(CASE), lora_dropout=0.1).train()
+    dist = single("cpu")
+    batches = [
+        collate_packed(as_samples(batch, torch.zeros(4, 3, 112, 112)), model.encoder, 1 << 14)[0]
+        for batch in workload_samples(2)
+    ]
+    optimizer = build_optimizer(model.trainable_parameters_by_name(), RunConfig(), dist.device)
+    training = Training(
+        model=model, core=model, optimizer=optimizer, scaler=torch.amp.GradScaler("cpu", enabled=False),
+        lr_at=lambda _: 1e-4, dist=dist, accumulation=2, clip_grad_norm=1.0, seed=0, job_dir=folder,
+        stop_requested=lambda: False, clock=watch_phases(model, dist),
+    )  # fmt: skip
+    return training, batches
+
+
+def test_every_second_of_a_step_belongs_to_a_phase(tmp_path: Path) -> None:
+    training, window = training_of(tmp_path)
+    task = ImageTextPretrainTask()
+    begun = time.perf_counter()
+    for number in range(2):
+        task.train_step(training, window, number)
+    elapsed = time.perf_counter() - begun
+    taken = training.clock.take(2)
+    assert list(taken) == [f"{phase}_s" for phase in PHASES] + [f"{phase}_gb" for phase in PHASES]
+    assert all(taken[f"{phase}_s"] > 0 and taken[f"{phase}_gb"] == 0 for phase in PHASES)
+    assert sum(taken[f"{phase}_s"] for phase in PHASES) == pytest.approx(elapsed / 2, rel=0.05)
+    assert sum(training.clock.take(1).values()) == 0
+
+
+def test_generation_and_validation_are_no_phases(tmp_path: Path) -> None:
+    training, window = training_of(tmp_path)
+    task = ImageTextPretrainTask()
+    task.train_step(training, window, 0)
+    before = training.clock.take(1)
+    task.validate(training, window)
+    assert before["vision_s"] > 0 and training.clock.take(1)["vision_s"] == 0
+
+
+def test_the_clock_of_a_rank_that_nobody_asks_keeps_nothing(tmp_path: Path) -> None:
+    training, window = training_of(tmp_path)
+    clock = watch_phases(build_model(load_case(CASE)), DistContext(1, 2, 0, torch.device("cpu")))
+    ImageTextPretrainTask().train_step(replace(training, clock=clock), window, 0)
+    assert clock._marks == []
+
+
+class Queue:
+    """A GPU whose every event takes a second and whose every phase needs what ``peaks`` says."""
+
+    def __init__(self, peaks: list[int]) -> None:
+        self.peaks, self.now, self.waits = peaks, 0, 0
+
+    def event(self, enable_timing: bool) -> Any:
+        queue = self
+
+        class Event:
+            def record(self) -> None:
+                queue.now += 1
+                self.at = queue.now
+
+            def synchronize(self) -> None:
+                queue.waits += 1
+
+            def elapsed_time(self, other: Any) -> float:
+                return float(other.at - self.at) * 1000
+
+        return Event()
+
+
+def test_on_a_gpu_events_are_read_when_they_are_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue([9, 1, 5, 7, 2, 4, 3, 3])
+    monkeypatch.setattr(torch.cuda, "Event", queue.event)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: queue.peaks.pop(0) << 30)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    clock = PhaseClock(torch.device("cuda"))
+    clock.mark("vision")  # stands still: not counted
+    clock.start()  # 9 before the step
+    for phase in ("vision", "language", "backward"):
+        clock.mark(phase)
+    clock.start()
+    clock.mark("backward")
+    clock.mark("optimizer")
+    clock.stop()
+    assert queue.waits == 0
+    taken = clock.take(1)
+    assert queue.waits == 1
+    assert taken == {
+        "vision_s": 1, "language_s": 1, "backward_s": 2, "optimizer_s": 1,
+        "vision_gb": 1, "language_gb": 5, "backward_gb": 7, "optimizer_gb": 3,
+    }  # fmt: skip
+    assert clock.highest() == 9 << 30
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts operations. ``_local_scalar_dense`` is the one by which the host reads a value, and waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_window_reads_a_single_value_from_the_device(tmp_path: Path) -> None:
+    training, window = training_of(tmp_path)
+    task = ImageTextPretrainTask()
+    task.train_step(training, window, 0)
+    with Waits() as waits:
+        for number in range(1, 4):
+            task.train_step(training, window, number)
+            training.clock.take(1)
+    assert waits.counts["aten.mm.default"] > 0
+    assert waits.counts["aten._local_scalar_dense.default"] == 0
+
+
+def test_log_txt_says_where_time_went(tmp_path: Path) -> None:
+    runner = RunnerBase(tiny_config(tmp_path), single("cpu"))
+    assert runner.train() == 0
+    rows = [row for row in read_log(runner.job_dir / "log.txt") if "loss" in row]
+    assert rows
+    for row in rows:
+        parts = [row[f"{name}_s"] for name in ("wait", "language", "backward", "optimizer")]
+        assert all(part > 0 for part in parts) and row["vision_s"] == 0  # this model has no decoder that tells
+        assert row["backward_gb"] == 0
