@@ -23,6 +23,7 @@ from minigpt4.common.legacy_keys import drop_unused, drop_unused_in_datasets, up
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
 from minigpt4.common.section import build_section
 from minigpt4.common.types import IMAGE_TAG
+from minigpt4.common.yaml_include import merge_included
 from minigpt4.common.yaml_source import (
     PACKAGE_ROOT,
     REPOSITORY_ROOT,
@@ -63,6 +64,7 @@ def load_config(
     problems = Problems()
     found = find_existing(str(path), (Path.cwd(), REPOSITORY_ROOT)) or Path(path)
     source = read_source(found, problems)
+    merge_included(source, found.resolve().parent, problems)
     apply_options(source, overrides, problems)
     resolve_references(source, problems)
     _refuse_other_programs(source)
