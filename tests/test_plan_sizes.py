@@ -35,17 +35,18 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "base", "recompute", "samples", "frozen"),
     [
-        ("llama2-7b", "as is", "none", 1, 18.93),
-        ("llama2-7b", "nf4", "full", 8, 8.85),
-        pytest.param("llama2-7b", "as is", "none", 4, 25.14, marks=SLOW),
+        ("llama2-7b", "as is", "none", 1, 18.47),
+        ("llama2-7b", "nf4", "full", 8, 8.77),
+        pytest.param("llama2-7b", "as is", "none", 4, 23.49, marks=SLOW),
+        pytest.param("llama2-7b", "as is", "mlp", 4, 20.87, marks=SLOW),
         pytest.param("llama2-7b", "as is", "full", 1, 17.01, marks=SLOW),
-        pytest.param("llama2-7b", "as is", "full", 16, 20.08, marks=SLOW),
-        pytest.param("llama2-7b", "int8", "none", 1, 13.02, marks=SLOW),
-        pytest.param("llama2-7b", "int8", "full", 4, 13.60, marks=SLOW),
-        pytest.param("llama2-7b", "nf4", "none", 1, 9.50, marks=SLOW),
-        pytest.param("llama2-13b", "as is", "full", 4, 30.76, marks=SLOW),
-        pytest.param("llama2-13b", "nf4", "none", 1, 14.48, marks=SLOW),
-        pytest.param("llama2-13b", "nf4", "full", 8, 13.26, marks=SLOW),
+        pytest.param("llama2-7b", "as is", "full", 16, 20.03, marks=SLOW),
+        pytest.param("llama2-7b", "int8", "none", 1, 12.45, marks=SLOW),
+        pytest.param("llama2-7b", "int8", "full", 4, 13.53, marks=SLOW),
+        pytest.param("llama2-7b", "nf4", "none", 1, 9.04, marks=SLOW),
+        pytest.param("llama2-13b", "as is", "full", 4, 30.74, marks=SLOW),
+        pytest.param("llama2-13b", "nf4", "none", 1, 13.76, marks=SLOW),
+        pytest.param("llama2-13b", "nf4", "full", 8, 13.13, marks=SLOW),
     ],
 )
 def test_minigpt_v2_stays_at_its_size(shape: str, base: str, recompute: str, samples: int, frozen: float) -> None:
@@ -56,9 +57,9 @@ def test_minigpt_v2_stays_at_its_size(shape: str, base: str, recompute: str, sam
 @pytest.mark.parametrize(
     ("recompute", "samples", "sample", "frozen"),
     [
-        ("none", 64, STAGE_1, 31.18),
+        ("none", 64, STAGE_1, 28.79),
         ("full", 64, STAGE_1, 18.17),
-        ("none", 12, STAGE_2, 27.80),
+        ("none", 12, STAGE_2, 25.96),
         ("full", 12, STAGE_2, 17.76),
     ],
 )

@@ -248,9 +248,8 @@ class RunConfig:
     packing: str = "auto"  # auto | packed (rows without padding) | padded
     packing_backend: str = "auto"  # of attention: auto (varlen if equal here) | varlen | flex | mask | per_sample
     row_tokens: int = 4096  # longest packed row, in tokens
-    # none | mlp (of every language layer, in the backward) | full (whole layers: use_grad_checkpoint_llm, and
-    # use_grad_checkpoint where the tower trains) | auto (the first of them that fits the GPU; none on a CPU)
-    recompute: str = "none"
+    # mlp: of the language layers; full: use_grad_checkpoint_llm, and use_grad_checkpoint where the tower trains
+    recompute: str = "none"  # none | mlp | full | auto (the first of them that fits the GPU; none on a CPU)
     parallel: str = "ddp"  # how ranks work together; ddp
     resume_ckpt_path: str | None = None  # a checkpoint directory, or 'auto'
     save_every: int | None = None  # iterations; absent = once per epoch

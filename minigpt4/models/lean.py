@@ -75,12 +75,15 @@ class _LeanLora:
         """x [..., I] -> [..., O]."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or self.lora_variant or args or kwargs or len(names) != 1:
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            plain: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return plain
         a, b, dropout = self.lora_A[names[0]], self.lora_B[names[0]], self.lora_dropout[names[0]]
         if b.bias is not None:
-            return super().forward(x)  # type: ignore[misc]
+            biased: Tensor = super().forward(x)  # type: ignore[misc]
+            return biased
         rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        return _AddLowRank.apply(self.base_layer(x), x, a.weight, b.weight, self.scaling[names[0]], rate)
+        adapted: Tensor = _AddLowRank.apply(self.base_layer(x), x, a.weight, b.weight, self.scaling[names[0]], rate)
+        return adapted
 
 
 class _LeanMLP:
@@ -88,18 +91,20 @@ class _LeanMLP:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        return self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        result: Tensor = self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        return result
 
 
 def use_lean_layers(llm: nn.Module) -> None:
     """Give the LoRA layers and the gated MLPs of ``llm`` a forward that saves less; leave every other layer alone."""
     from peft.tuners.lora import LoraLayer
 
+    module: Any
     for module in llm.modules():
         if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
-            module.__class__ = _lean(_LeanLora, type(module))
+            module.__class__ = put_before(_LeanLora, type(module))
         elif _is_gated_mlp(module):
-            module.__class__ = _lean(_LeanMLP, type(module))
+            module.__class__ = put_before(_LeanMLP, type(module))
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
@@ -114,5 +119,6 @@ def _is_gated_mlp(module: nn.Module) -> bool:
 
 
 @cache
-def _lean(mixin: type, kind: type[nn.Module]) -> type[nn.Module]:
+def put_before(mixin: type, kind: Any) -> Any:
+    """The class ``kind`` under its own name, with ``mixin`` before it among its bases."""
     return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})

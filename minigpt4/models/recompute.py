@@ -6,7 +6,6 @@ Chen et al. 2016, at the one place where a transformer keeps its widest tensors.
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.models.lean import put_before
 
 
 def recompute_mlps(llm: Any) -> None:
@@ -28,9 +28,9 @@ def recompute_mlps(llm: Any) -> None:
         mlp.norms = ()
         if _is_llama_layer(layer):
             norm: Any = layer.post_attention_layernorm
-            norm.__class__ = _with(_PassesOn, type(norm))
+            norm.__class__ = put_before(_PassesOn, type(norm))
             mlp.norms = (norm,)  # in a tuple: no second name for its weight
-        mlp.__class__ = _with(_Recomputed, type(mlp))
+        mlp.__class__ = put_before(_Recomputed, type(mlp))
 
 
 class _PassesOn:
@@ -73,8 +73,3 @@ def _is_llama_layer(layer: nn.Module) -> bool:
     own = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
     llama = inspect.unwrap(LlamaDecoderLayer.forward).__code__
     return own is not None and (own.co_code, own.co_names) == (llama.co_code, llama.co_names)
-
-
-@cache
-def _with(mixin: type, kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})

@@ -77,7 +77,7 @@ class PhaseClock:
         if self._gpu is None:
             self._marks.append((phase, time.perf_counter()))
             return
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._marks.append((phase, event))
 
