@@ -118,7 +118,11 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     return isinstance(module.act_fn, nn.SiLU | SiLUActivation)
 
 
-@cache
 def put_before(mixin: type, kind: Any) -> Any:
-    """The class ``kind`` under its own name, with ``mixin`` before it among its bases."""
+    """The class ``kind`` under its own name, with ``mixin`` before it among its bases; the same one every time."""
+    return _combined(mixin, kind)
+
+
+@cache
+def _combined(mixin: Any, kind: Any) -> Any:
     return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
