@@ -37,6 +37,6 @@ quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 
 bench: install ## every benchmark in its quick form: ratios of two programs in one run, JSON in output/bench
 	mkdir -p output/bench
-	for name in train_step feature_cache data_loading doctor chat; do \
+	for name in train_step feature_cache data_loading data_wait doctor chat; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py --quick --json output/bench/$$name.json; \
 	done

@@ -143,7 +143,7 @@ def test_a_batch_of_features_has_the_loss_of_its_pixels(name: str) -> None:
     assert float(tiny(batch).loss_sum.detach()) == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["disk", "memory"])
+@pytest.mark.parametrize("mode", ["disk", pytest.param("memory", marks=pytest.mark.slow)])
 def test_two_ranks_share_the_work_and_see_what_one_rank_sees(mode: str, lab: Lab, tmp_path: Path) -> None:
     steady = ("model.lora_dropout=0", "run.init_lr=1e-3", "run.min_lr=1e-3", "run.warmup_steps=0")
     expected, _ = trained(lab, tmp_path / "plain", Setup(2, options=steady))
