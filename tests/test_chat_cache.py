@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ def test_greedy_ids_with_kept_positions_are_those_without(case_name: str, templa
         assert with_kept == without
         kept.put_back(held, prompt.ids + with_kept, session._features)
         session._remember(turn, model.generate([prompt], session._features, options)[0])
-    assert reused[0] == 0 and all(now > before for now, before in zip(reused[2:], reused[1:], strict=False))
+    assert reused[0] == 0 and all(now > before for before, now in pairwise(reused[1:]))
 
 
 @pytest.mark.parametrize(("case_name", "template"), ALL)

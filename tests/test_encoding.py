@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from minigpt4.common.errors import DataError
@@ -28,7 +30,7 @@ def supervised_text(encoder: Encoder, turns: list[Turn]) -> str:
 
 def _pieces(ids: list[int]) -> list[tuple[int, int]]:
     ends = [i + 1 for i, value in enumerate(ids) if value == TOKENIZER.eos_id]
-    return list(zip([0, *ends], ends, strict=False))
+    return list(pairwise([0, *ends]))
 
 
 def test_the_training_text_has_two_spaces_before_the_closing_mark() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -129,7 +130,7 @@ def test_every_sample_is_as_likely_to_come_first(size: int) -> None:
 
 def test_neighbours_in_the_file_are_not_neighbours_in_the_pass() -> None:
     order = [permuted(place, 5000, 3, 0, 0) for place in range(5000)]
-    steps = Counter(after - before for before, after in zip(order, order[1:], strict=False))
+    steps = Counter(after - before for before, after in pairwise(order))
     assert max(steps.values()) < 12
 
 

@@ -169,7 +169,8 @@ def test_a_part_kept_in_float32_by_design_is_no_mistake() -> None:
     model = MiniGPTv2.from_config(cfg, CPU, torch.bfloat16)
     norm = model._lm.get_decoder().norm.weight
     norm.data = norm.data.float()
-    check_not_upcast(model, cfg, torch.bfloat16)
+    check_not_upcast(model, cfg, torch.bfloat16)  # raises for more than that
+    assert frozen_bytes_by_dtype(model.llama_model)["float32"] == 4 * norm.numel()
 
 
 def test_a_language_model_that_trains_is_float32_on_purpose() -> None:

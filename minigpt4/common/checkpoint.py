@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.errors import CheckpointError
-from minigpt4.common.files import write_atomically as write_atomically
+from minigpt4.common.files import write_atomically
 
 log = logging.getLogger(__name__)
 

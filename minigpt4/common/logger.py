@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from minigpt4.common.checkpoint import write_atomically
 from minigpt4.common.errors import ConfigError, nearest
+from minigpt4.common.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -196,7 +196,7 @@ def _like_tokenizer(encoder: Encoder, own: TurnFormat, name: str) -> Encoder:
     """
     questions, answers = ("What is this?", "What colour is it?", "Sure?"), ("A small cat.", "It is grey.")
     wanted = encoder.tokenizer.encode(encoder.tokenizer.render(conversation(questions, answers), True))
-    history = [Turn(question, answer) for question, answer in zip(questions, answers, strict=False)]
+    history = [Turn(question, answer) for question, answer in zip(questions[:-1], answers, strict=True)]
     found: list[int] = []
     for lead in dict.fromkeys(("", own.lead)):
         with_lead = replace(own, lead=lead)

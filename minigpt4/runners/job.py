@@ -24,9 +24,9 @@ from minigpt4.common.checkpoint import (
     find_newest,
     is_job_name,
     read_checkpoint,
-    write_atomically,
 )
 from minigpt4.common.dist import DistContext
+from minigpt4.common.files import write_atomically
 from minigpt4.common.schema import Config, DatasetConfig
 
 log = logging.getLogger(__name__)

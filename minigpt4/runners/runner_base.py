@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.common import schema
-from minigpt4.common.checkpoint import Checkpoint, save_checkpoint, settle_links, write_atomically
+from minigpt4.common.checkpoint import Checkpoint, save_checkpoint, settle_links
 from minigpt4.common.config import dump_config
 from minigpt4.common.curve import draw_curve
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import CheckpointError, DataError, MiniGPT4Error
+from minigpt4.common.files import write_atomically
 from minigpt4.common.logger import Pace, RunInfo, WindowRecord, build_trackers
 from minigpt4.common.optim import build_optimizer, find_schedule, load_optimizer_state, optimizer_state, schedule_plan
 from minigpt4.common.registry import registry

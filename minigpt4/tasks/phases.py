@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class PhaseClock:
         seconds = dict.fromkeys(PHASES, 0.0)
         if self._marks and self._gpu is not None:
             self._marks[-1][1].synchronize()
-        for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
+        for (_, before), (phase, after) in pairwise(self._marks):
             if phase:
                 seconds[phase] += self._between(before, after)
         values = {f"{phase}_s": value / max(windows, 1) for phase, value in seconds.items()}

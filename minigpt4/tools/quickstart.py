@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from minigpt4.common.checkpoint import read_checkpoint, write_atomically
+from minigpt4.common.checkpoint import read_checkpoint
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.files import write_atomically
 from minigpt4.metrics.accuracy import exact_accuracy, majority_accuracy, wilson_interval
 from minigpt4.tools.pictures import draw_chat
 from minigpt4.tools.steps import Steps, call

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from minigpt4.common.checkpoint import write_atomically
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def verdict(results: Sequence[Result]) -> str:
     counts = {name: sum(result.number(name) for result in results) for name in COLOURS}
     looked_at, wrong = sum(result.looked_at for result in results), sum(len(result.wrong) for result in results)
     found = ", ".join(f"{count:,} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
-    return f"{looked_at:,} records: {found}; {wrong:,} records with an error"
+    return f"{looked_at:,} records: {found}; {wrong:,} record{'' if wrong == 1 else 's'} with an error"
 
 
 def share(problem: Problem, result: Result) -> str:
