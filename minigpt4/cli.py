@@ -58,15 +58,16 @@ def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None,
         cfg = replace(cfg, run=replace(cfg.run, job_name=Path(cfg_path).stem))
     context = dist.single(cfg.run.device) if is_dry else dist.init(cfg.run)
     try:
-        if cfg.run.recompute == "auto":
-            from minigpt4.tools.planner.choice import settle_recompute
+        with context.naming_lost_ranks():
+            if cfg.run.recompute == "auto":
+                from minigpt4.tools.planner.choice import settle_recompute
 
-            cfg = settle_recompute(cfg, context)
-        if is_dry:
-            from minigpt4.runners.dry_run import dry_run
+                cfg = settle_recompute(cfg, context)
+            if is_dry:
+                from minigpt4.runners.dry_run import dry_run
 
-            return dry_run(cfg)
-        code: int = registry.get("runner", cfg.run.runner)(cfg, context).train()
+                return dry_run(cfg)
+            code: int = registry.get("runner", cfg.run.runner)(cfg, context).train()
     finally:
         context.close()
     return code

@@ -4,7 +4,7 @@
 
     <job>/checkpoints/step_<n>/model.safetensors     trained tensors, canonical names
                                config.yaml           resolved configuration
-                               manifest.json         versions, metrics, data fingerprints, sizes of the files
+                               manifest.json         versions, metrics, data, sizes and checksums of the files
                                resume/optimizer.pt   tensors and plain types only (read with weights_only)
                                resume/state.json     counters, loss scaler
     <job>/checkpoints/last, best                     links to a step
@@ -20,6 +20,7 @@ import os
 import pickle
 import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import CheckpointError
-from minigpt4.common.files import write_atomically
+from minigpt4.common.errors import CheckpointError, OutputError
+from minigpt4.common.files import write_atomically, writing
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ STATE = "resume/state.json"
 LAST = "last"
 BEST = "best"
 
+_BLOCK = 1 << 20
 _STEP = re.compile(r"step_(\d+)$")
 _JOB = re.compile(r"(\d{8}_\d{6})(?:_(\d+))?$")
 
@@ -63,6 +65,13 @@ class Checkpoint:
     def can_resume(self) -> bool:
         """Whether optimiser state and counters are there, not weights alone."""
         return OPTIMIZER in self.manifest["files"]
+
+    def check_content(self) -> None:
+        """Reads every file once. Raises CheckpointError that names those whose bytes are not those written."""
+        sums: dict[str, str] = self.manifest.get("checksums", {})  # absent in checkpoints of before
+        wrong = [name for name, expected in sums.items() if _checksum(self.path / name) != expected]
+        if wrong:
+            raise CheckpointError(f"checkpoint '{self.path}': damaged, {', '.join(wrong)}: other bytes than written")
 
     def load_weights(self) -> dict[str, Tensor]:
         """Canonical name -> tensor on the CPU. Raises CheckpointError when the file is damaged."""
@@ -100,19 +109,42 @@ def save_checkpoint(
 
     resume: {"optimizer": state by name, "state": counters}, or None for weights alone.
     keep_last: how many steps stay besides the one ``best`` names; 0 keeps all.
+    Raises OutputError when the disk takes no more; the checkpoints of before stay as they are.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        return _save(directory, step, weights, config_text, manifest, resume, keep_last, is_best)
+
+
+def _save(
+    directory: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    config_text: str,
+    manifest: Mapping[str, Any],
+    resume: Mapping[str, Any] | None,
+    keep_last: int,
+    is_best: bool,
+) -> Path:
     _remove_leftovers(directory)
     final = directory / f"step_{step}"
     draft = directory / f".writing_step_{step}_{os.getpid()}"
     draft.mkdir()
-    _write_files(draft, weights, config_text, resume)
-    files = {str(file.relative_to(draft)): file.stat().st_size for file in sorted(draft.rglob("*")) if file.is_file()}
-    content = {**manifest, "format": FORMAT, "step": step, "is_best": is_best, "files": files}
-    write_atomically(draft / MANIFEST, json.dumps(content, indent=1))
-    if resume is not None:
-        _sync(draft / "resume")
-    _sync(draft)
+    try:
+        _write_files(draft, weights, config_text, resume)
+        written = {str(file.relative_to(draft)): file for file in sorted(draft.rglob("*")) if file.is_file()}
+        content = {
+            **{**manifest, "format": FORMAT, "step": step, "is_best": is_best},
+            "files": {name: file.stat().st_size for name, file in written.items()},
+            "checksums": {name: _checksum(file) for name, file in written.items()},
+        }
+        write_atomically(draft / MANIFEST, json.dumps(content, indent=1))
+        if resume is not None:
+            _sync(draft / "resume")
+        _sync(draft)
+    except (OSError, OutputError):
+        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
+        raise
     if final.exists():  # the same step again, after a resume that had to pass it over
         _set_aside(final)
     draft.rename(final)
@@ -125,10 +157,11 @@ def save_checkpoint(
     return final
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, check_content: bool = False) -> Checkpoint:
     """Open a checkpoint directory, a link to one, a job folder (its last checkpoint) or a folder of jobs (the newest).
 
-    Raises CheckpointError that names what is missing or has the wrong size.
+    check_content: every byte is read and compared with what was written, not the sizes alone; of a job or a folder of
+    jobs it is then the newest checkpoint that passes. Raises CheckpointError that names what is missing or wrong.
     """
     given = Path(path)
     if given.is_file():
@@ -139,11 +172,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint '{given}': no such directory")
     folder = given.resolve()
     if (folder / "checkpoints").is_dir():
-        found = find_last(folder)
+        found = find_last(folder, check_content)
         if found is None:
             raise CheckpointError(f"job folder '{given}': holds no complete checkpoint")
         return found
-    newest = find_newest(folder)
+    newest = find_newest(folder, check_content)
     if newest is not None:
         return newest
     if not (folder / MANIFEST).is_file():
@@ -151,6 +184,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"checkpoint '{given}': format {manifest.get('format')!r} is unknown, known: {FORMAT}")
+    if not isinstance(manifest.get("step"), int):
+        raise CheckpointError(f"checkpoint '{given}': damaged, {MANIFEST} has no step")
     problems = []
     for name, size in manifest["files"].items():
         file = folder / name
@@ -161,20 +196,30 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     problems += [f"{name} is missing" for name in (WEIGHTS, CONFIG) if name not in manifest["files"]]
     if problems:
         raise CheckpointError(f"checkpoint '{given}': incomplete, " + "; ".join(problems))
-    return Checkpoint(folder, int(manifest["step"]), manifest)
+    checkpoint = Checkpoint(folder, manifest["step"], manifest)
+    if check_content:
+        checkpoint.check_content()
+    return checkpoint
 
 
-def find_last(job_dir: Path) -> Checkpoint | None:
-    """The complete checkpoint of a job with the highest step; incomplete and temporary ones are passed over."""
+def find_last(job_dir: Path, check_content: bool = False) -> Checkpoint | None:
+    """The complete checkpoint of a job with the highest step; what ``read_checkpoint`` refuses is passed over."""
     for step in sorted(_steps(job_dir / "checkpoints"), reverse=True):
         try:
-            return read_checkpoint(job_dir / "checkpoints" / f"step_{step}")
+            return read_checkpoint(job_dir / "checkpoints" / f"step_{step}", check_content)
         except CheckpointError as error:
             log.warning("skipped: %s", error)
     return None
 
 
-def find_newest(root: Path) -> Checkpoint | None:
+def is_last(checkpoint: Checkpoint) -> bool:
+    """Whether its job has no later checkpoint that is whole to the last byte."""
+    directory = checkpoint.path.parent
+    later = [directory / f"step_{step}" for step in _steps(directory) if step > checkpoint.step]
+    return not any(_is_complete(path, check_content=True) for path in later)
+
+
+def find_newest(root: Path, check_content: bool = False) -> Checkpoint | None:
     """The last complete checkpoint of the newest job under ``root`` that has one."""
     found = []
     for path in root.iterdir() if root.is_dir() else ():
@@ -182,7 +227,7 @@ def find_newest(root: Path) -> Checkpoint | None:
         if match and path.is_dir():
             found.append(((match[1], int(match[2] or 1)), path))
     for _, job in sorted(found, reverse=True):
-        point = find_last(job)
+        point = find_last(job, check_content)
         if point is not None:
             return point
         log.warning("%s: holds no complete checkpoint, passed over", job)
@@ -206,18 +251,23 @@ def is_job_name(name: str) -> bool:
 def _write_files(
     draft: Path, weights: Mapping[str, Tensor], config_text: str, resume: Mapping[str, Any] | None
 ) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # the system's refusal comes as text
+        raise OutputError(f"cannot write {draft / WEIGHTS}: {error}") from error
     (draft / CONFIG).write_text(config_text, encoding="utf-8")
     if resume is not None:
         (draft / "resume").mkdir()
-        torch.save(resume["optimizer"], draft / OPTIMIZER)
+        with (draft / OPTIMIZER).open("wb") as file:
+            torch.save(resume["optimizer"], file)
         (draft / STATE).write_text(json.dumps(resume["state"], indent=1), encoding="utf-8")
-    for file in draft.rglob("*"):
-        if file.is_file():
-            _sync(file)
+    for path in draft.rglob("*"):
+        if path.is_file():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -270,9 +320,18 @@ def _retain(directory: Path, keep_last: int) -> None:
             shutil.rmtree(_set_aside(directory / name))
 
 
-def _is_complete(path: Path) -> bool:
+def _checksum(file: Path) -> str:
+    """CRC-32 of a file as eight hexadecimal digits: finds damage, is no signature."""
+    total = 0
+    with file.open("rb") as content:
+        while block := content.read(_BLOCK):
+            total = zlib.crc32(block, total)
+    return f"{total:08x}"
+
+
+def _is_complete(path: Path, check_content: bool = False) -> bool:
     try:
-        read_checkpoint(path)
+        read_checkpoint(path, check_content)
     except CheckpointError:
         return False
     return True

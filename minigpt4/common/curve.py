@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from minigpt4.common.files import writing
 from minigpt4.common.logger import LOG_FILE, read_log
 
 CURVE_FILE = "training_curve.png"
@@ -35,8 +36,9 @@ def draw_curve(job_dir: Path) -> None:
     speed.set_ylabel("samples / s")
     speed.set_xlabel("window (optimiser steps)")
     draft = job_dir / f".{CURVE_FILE}"
-    figure.savefig(draft, format="png")
-    os.replace(draft, job_dir / CURVE_FILE)
+    with writing(draft):
+        figure.savefig(draft, format="png")
+        os.replace(draft, job_dir / CURVE_FILE)
 
 
 def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:

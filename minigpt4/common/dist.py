@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,11 +17,13 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.schema import RunConfig
 
-TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for each other: longer than any validation, short enough that a dead rank ends the job."""
+ROLL_CALL_S = 5.0
+"""After a failure: how long a rank listens for the others, to name those that are silent."""
+_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
+"""In the text of what torch raises when another rank is gone or late; gloo raises a bare RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class DistContext:
     world_size: int
     local_rank: int
     device: torch.device
+    timeout_s: float = 0.0
 
     @property
     def is_main(self) -> bool:
@@ -90,6 +94,39 @@ class DistContext:
                 broadcast_buffers=False,
             )
 
+    @contextlib.contextmanager
+    def naming_lost_ranks(self) -> Iterator[None]:
+        """Around a run: RunError that names the silent ranks when one is gone or later than ``timeout_s``."""
+        try:
+            yield
+        except RuntimeError as error:
+            is_lost = isinstance(error, torch_dist.DistError) or any(mark in str(error) for mark in _LOST)
+            if self.world_size == 1 or not is_lost:
+                raise
+            text = str(error).strip().splitlines()[0]
+            raise RunError(
+                f"rank {self.rank} lost contact: {self._roll_call()}. A rank was ended, its machine or network failed, "
+                f"or it took longer than run.dist_timeout = {self.timeout_s:g} s; its own output says more. "
+                f"Go on from the last checkpoint with --resume auto ({text})"
+            ) from error
+
+    def _roll_call(self) -> str:
+        """Which ranks have not come here too, ROLL_CALL_S after this one."""
+        keys = {rank: f"minigpt4/lost_contact/{rank}" for rank in range(self.world_size)}
+        silent = [rank for rank in keys if rank != self.rank]
+        end = time.monotonic() + ROLL_CALL_S
+        try:
+            store = torch_dist.distributed_c10d._get_default_store()
+            store.set(keys[self.rank], "1")
+            while silent and time.monotonic() < end:
+                time.sleep(0.1)
+                silent = [rank for rank in silent if not store.check([keys[rank]])]
+        except RuntimeError:
+            return "the meeting point of the ranks, on rank 0's machine, does not answer"
+        if not silent:
+            return "all ranks are alive, but a message between them was lost"
+        return f"no answer from {'rank' if len(silent) == 1 else 'ranks'} {', '.join(map(str, silent))}"
+
     def close(self) -> None:
         """Leave the process group."""
         if self.world_size > 1 and torch_dist.is_initialized():
@@ -110,15 +147,28 @@ def init(run: RunConfig) -> DistContext:
         raise ConfigError(f"run.distributed is False, but {world_size} processes were started; set it to True")
     device = _device(run.device, local_rank)
     if world_size > 1:
-        torch_dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=run.dist_url,
-            rank=rank,
-            world_size=world_size,
-            timeout=TIMEOUT,
-            device_id=device if device.type == "cuda" else None,
-        )
-    return DistContext(rank, world_size, local_rank, device)
+        try:
+            torch_dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=run.dist_url,
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=run.dist_timeout),
+                device_id=device if device.type == "cuda" else None,
+            )
+        except torch_dist.DistError as error:
+            raise RunError(
+                f"the {world_size} ranks did not meet at {_meeting(run.dist_url)} within {run.dist_timeout:g} s "
+                f"(run.dist_timeout): {str(error).splitlines()[0]}"
+            ) from error
+    return DistContext(rank, world_size, local_rank, device, run.dist_timeout)
+
+
+def _meeting(url: str) -> str:
+    """Where ranks meet, for people."""
+    if url != "env://":
+        return url
+    return f"MASTER_ADDR:MASTER_PORT = {os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
 
 
 def single(device: str = "auto") -> DistContext:

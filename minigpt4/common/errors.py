@@ -22,6 +22,14 @@ class CheckpointError(MiniGPT4Error):
     """Weights that do not fit the model, or a checkpoint that is incomplete."""
 
 
+class OutputError(MiniGPT4Error):
+    """A file or folder that cannot be written: no space, no permission, a quota."""
+
+
+class RunError(MiniGPT4Error):
+    """A process of the run is gone or does not answer: another rank, or a worker that loads data."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, [str(item) for item in known], n=1, cutoff=0.6)

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from minigpt4.common.errors import OutputError
+
+_ELSEWHERE = "; choose another folder (of a run: run.output_dir)"
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full; make room, or keep fewer checkpoints (run.keep_last)",
+    errno.EDQUOT: "your quota is used up; make room, or keep fewer checkpoints (run.keep_last)",
+    errno.EFBIG: "the file grew beyond the limit that is set here (ulimit -f)",
+    errno.EROFS: "the file system is read-only" + _ELSEWHERE,
+    errno.EACCES: "no permission to write there" + _ELSEWHERE,
+    errno.EPERM: "no permission to write there" + _ELSEWHERE,
+    errno.ENOTDIR: "a part of this path is a file, not a folder" + _ELSEWHERE,
+    errno.EIO: "the disk or the network below it failed",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around the code that writes ``path`` or below it: OutputError with file and cause when the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise OutputError(f"cannot write {error.filename or path}: {_REFUSALS[error.errno]}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -19,14 +45,15 @@ def write_atomically(path: Path, text: str) -> None:
 def open_atomically(path: Path) -> Iterator[TextIO]:
     """A UTF-8 file to write piece by piece that takes the place of ``path`` when the block ends without an error.
 
-    Line ends are written as they are given.
+    Line ends are written as they are given. Raises OutputError when the system refuses.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)  # gone already when all went well
+    with writing(path):
+        try:
+            with draft.open("w", encoding="utf-8", newline="") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)  # gone already when all went well

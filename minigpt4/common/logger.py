@@ -23,7 +23,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from minigpt4.common.errors import ConfigError, nearest
-from minigpt4.common.files import write_atomically
+from minigpt4.common.files import write_atomically, writing
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class JsonlTracker:
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
 
 

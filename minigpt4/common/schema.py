@@ -261,6 +261,7 @@ class RunConfig:
     device: str = "auto"  # auto (a GPU when there is one) | cuda | cpu
     distributed: bool = True  # False refuses to run as one of several processes
     dist_url: str = "env://"  # where ranks meet; env:// = as the launcher says
+    dist_timeout: float = 1800.0  # seconds that ranks wait for each other; then the run ends and names the silent ones
     trackers: list[str] = field(default_factory=lambda: ["terminal", "jsonl"])  # terminal | jsonl | wandb | tensorboard
     plugins: list[str] = field(default_factory=list)  # modules of your own that register names
     name: str = ""  # label of an evaluation
@@ -270,6 +271,8 @@ class RunConfig:
         for key in ("max_epoch", "accum_grad_iters", "log_freq", "row_tokens"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be >= 1, got {getattr(self, key)}")
+        if self.dist_timeout <= 0:
+            raise ConfigError(f"dist_timeout must be > 0 seconds, got {self.dist_timeout}")
         if self.mix_temperature is not None and not 0.0 <= self.mix_temperature <= 1.0:
             raise ConfigError(f"mix_temperature must be in 0..1, got {self.mix_temperature}")
         if self.iters_per_epoch is not None and self.iters_per_epoch < 1:

@@ -13,20 +13,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from minigpt4.common.checkpoint import (
     Checkpoint,
-    find_last,
     find_newest,
     is_job_name,
+    is_last,
     read_checkpoint,
 )
 from minigpt4.common.dist import DistContext
-from minigpt4.common.files import write_atomically
+from minigpt4.common.errors import CheckpointError, RunError
+from minigpt4.common.files import write_atomically, writing
 from minigpt4.common.schema import Config, DatasetConfig
 
 log = logging.getLogger(__name__)
@@ -90,33 +92,57 @@ def create_job_dir(cfg: Config, dist: DistContext) -> Path:
     if dist.is_main:
         stamp = time.strftime("%Y%m%d_%H%M%S")
         root = job_root(cfg)
-        root.mkdir(parents=True, exist_ok=True)
-        path, count = root / stamp, 1
-        while True:
-            try:
-                path.mkdir(exist_ok=False)
-                break
-            except FileExistsError:
-                count += 1
-                path = root / f"{stamp}_{count}"
+        with writing(root):
+            path = _make_job_dir(root, stamp)
     return Path(dist.broadcast_object(path))
+
+
+def _make_job_dir(root: Path, stamp: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    path, count = root / stamp, 1
+    while True:
+        try:
+            path.mkdir(exist_ok=False)
+            return path
+        except FileExistsError:
+            count += 1
+            path = root / f"{stamp}_{count}"
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Around training: RunError when the system ended a loader worker, which torch may report from any line."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).strip()
+        if not text.startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"{text.splitlines()[0].rstrip('. ')}. If nobody killed it, memory ran out (of the machine, or of "
+            "/dev/shm): use a smaller run.num_workers, 0 for none. Go on from the last checkpoint with --resume auto"
+        ) from error.with_traceback(None)  # its frames would keep the other workers alive
 
 
 def find_resume(cfg: Config, dist: DistContext) -> Checkpoint | None:
     """The checkpoint ``run.resume_ckpt_path`` means: a directory, or with 'auto' the last one of the newest job.
 
-    'auto' without any checkpoint starts from the beginning. Raises CheckpointError for a path that is incomplete.
+    Rank 0 reads every byte of it once; of a job it is the last checkpoint that is whole. 'auto' without any starts from
+    the beginning. Raises CheckpointError, on every rank, for a path that is incomplete or damaged.
     """
     wanted = cfg.run.resume_ckpt_path
     if not wanted:
         return None
-    if wanted != "auto":
-        return read_checkpoint(wanted)
-    path = None
+    path, problem = None, ""
     if dist.is_main:
-        found = find_newest(job_root(cfg))
-        path = None if found is None else found.path
-    path = dist.broadcast_object(path)
+        try:
+            found = find_newest(job_root(cfg), True) if wanted == "auto" else read_checkpoint(wanted, True)
+            path = None if found is None else found.path
+        except CheckpointError as error:
+            problem = str(error)
+    path, problem = dist.broadcast_object((path, problem))
+    if problem:
+        raise CheckpointError(problem)
     if path is None:
         log.info("resume auto: no checkpoint under %s, starting from the beginning", job_root(cfg))
         return None
@@ -128,8 +154,7 @@ def continues_job(checkpoint: Checkpoint) -> bool:
     job_dir = checkpoint.path.parent.parent
     if checkpoint.path.parent.name != "checkpoints" or not is_job_name(job_dir.name):
         return False
-    last = find_last(job_dir)
-    return last is not None and last.path == checkpoint.path
+    return is_last(checkpoint)
 
 
 def name_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

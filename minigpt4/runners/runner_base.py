@@ -127,7 +127,7 @@ class RunnerBase:
         raise_file_limit()
         if self.dist.world_size > 2:
             self.task.rehearse(self.training, self._rehearsal())
-        with self.stop:
+        with self.stop, job.naming_lost_workers():
             self._start()
             batches = self._batches(first)
             self.pace = Pace()
