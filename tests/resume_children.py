@@ -26,6 +26,7 @@ from minigpt4.runners import runner_base
 from minigpt4.runners.job import create_job_dir
 from minigpt4.tasks.base_task import BaseTask
 from tests.engine_parts import tiny_config
+from tests.torture.faults import FAULTS
 
 catalog.load()
 
@@ -47,7 +48,10 @@ def rank(rank: int, world_size: int, command: list[str], crash: str, output: str
     runner_base.draw_curve = lambda job_dir: None  # half a second of matplotlib per checkpoint proves nothing
     if crash:
         place, window = crash.split(":")
-        _crash_at(place, int(window))
+        if place in FAULTS:
+            FAULTS[place](rank, int(window))
+        else:
+            _crash_at(place, int(window))
     sys.exit(train_command(command))
 
 

@@ -81,6 +81,15 @@ class Attempt:
         for rank in self.ranks:
             rank.join(_TIMEOUT_S)
 
+    def failed(self, rank: int = 0) -> str:
+        """Waits for ``rank``, which must end by itself with an error for users; kills the others. What was printed."""
+        self.ranks[rank].join(_TIMEOUT_S)
+        code = self.ranks[rank].exitcode
+        self.kill()
+        assert code == 2, f"exit code {code}\n{self.text()}"
+        assert "Traceback" not in self.outputs[rank].read_text(encoding="utf-8"), self.text()
+        return self.text()
+
     def finish(self) -> list[int]:
         """Exit codes of the ranks."""
         end = time.monotonic() + _TIMEOUT_S
@@ -107,7 +116,7 @@ class Attempt:
         time.sleep(delay)
         is_running = all(rank.exitcode is None for rank in self.ranks)
         self.kill()
-        drafts = list(newest(self.folder).glob("checkpoints/.*")) if _jobs(self.folder) else []
+        drafts = list(newest(self.folder).glob("checkpoints/.*")) if jobs(self.folder) else []
         return Kill(last_window(self.folder), is_running, bool(drafts))
 
     def crashed(self) -> None:
@@ -139,10 +148,12 @@ class Lab:
         (self.home / "proof.yaml").write_text(yaml.safe_dump(_config(self.home), sort_keys=False), encoding="utf-8")
 
     def start(self, folder: Path, setup: Setup, *options: str, crash: str = "", resume: str | None = "auto") -> Attempt:
-        """Starts ``train.py`` on every rank with jobs below ``folder``. ``crash``: ``<place>:<window>``."""
+        """Starts ``train.py`` on every rank with jobs below ``folder``. ``crash``: ``<place>:<window>``, or a fault."""
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob("out_*_0.txt")))
         outputs = [folder / f"out_{number}_{rank}.txt" for rank in range(setup.ranks)]
+        for path in outputs:
+            path.touch(exist_ok=False)
         settings = [
             f"run.output_dir={folder}", f"run.num_workers={setup.workers}", f"run.packing={setup.packing}",
             f"run.dist_url=file://{folder}/meeting_{number}", *setup.options, *options,
@@ -214,15 +225,15 @@ def checks(job: Path) -> list[dict[str, Any]]:
 
 def newest(folder: Path) -> Path:
     """The newest job below ``folder``."""
-    return _jobs(folder)[-1]
+    return jobs(folder)[-1]
 
 
 def last_window(folder: Path) -> int:
     """The last window in the newest job's log, 0 without one."""
-    jobs = _jobs(folder)
-    if not jobs or not (jobs[-1] / "log.txt").is_file():
+    found = jobs(folder)
+    if not found or not (found[-1] / "log.txt").is_file():
         return 0
-    return max((row["window"] for row in rows(jobs[-1])), default=0)
+    return max((row["window"] for row in rows(found[-1])), default=0)
 
 
 def assert_same_run(job: Path, expected: Path) -> None:
@@ -247,7 +258,7 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
 
 def assert_whole(folder: Path) -> None:
     """After a kill: every file under a final name is complete."""
-    for job in _jobs(folder):
+    for job in jobs(folder):
         for path in job.glob("checkpoints/step_*"):
             checkpoint = read_checkpoint(path)
             checkpoint.load_weights()
@@ -261,7 +272,7 @@ def assert_whole(folder: Path) -> None:
                 json.loads(line)
 
 
-def _jobs(folder: Path) -> list[Path]:
+def jobs(folder: Path) -> list[Path]:
     """Job folders, the oldest first."""
     found = (folder / _JOB).iterdir() if (folder / _JOB).is_dir() else ()
     return sorted(found, key=lambda path: [int(part) for part in path.name.split("_")])
@@ -269,10 +280,10 @@ def _jobs(folder: Path) -> list[Path]:
 
 def _state(folder: Path) -> tuple[str, int]:
     """The newest job that has a log, and how often it was resumed: tells a new attempt's log from the old one's."""
-    jobs = [job for job in _jobs(folder) if (job / "log.txt").is_file()]
-    if not jobs:
+    found = [job for job in jobs(folder) if (job / "log.txt").is_file()]
+    if not found:
         return "", 0
-    return jobs[-1].name, sum(row.get("event") == "resumed" for row in read_log(jobs[-1] / "log.txt"))
+    return found[-1].name, sum(row.get("event") == "resumed" for row in read_log(found[-1] / "log.txt"))
 
 
 def _config(home: Path) -> dict[str, Any]:

@@ -257,13 +257,21 @@ def _write_files(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     try:
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # the system's refusal comes as text
-        raise OutputError(f"cannot write {draft / WEIGHTS}: {error}") from error
+    except SafetensorError as error:
+        refusal = re.search(r"os error (\d+)", str(error))
+        if refusal is None:
+            raise
+        raise OSError(int(refusal[1]), str(error), str(draft / WEIGHTS)) from error
     (draft / CONFIG).write_text(config_text, encoding="utf-8")
     if resume is not None:
         (draft / "resume").mkdir()
-        with (draft / OPTIMIZER).open("wb") as file:
-            torch.save(resume["optimizer"], file)
+        try:
+            with (draft / OPTIMIZER).open("wb") as file:
+                torch.save(resume["optimizer"], file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the system's refusal, behind what torch says of it
+                raise error.__context__ from error
+            raise
         (draft / STATE).write_text(json.dumps(resume["state"], indent=1), encoding="utf-8")
     for path in draft.rglob("*"):
         if path.is_file():

@@ -156,7 +156,7 @@ def init(run: RunConfig) -> DistContext:
                 timeout=timedelta(seconds=run.dist_timeout),
                 device_id=device if device.type == "cuda" else None,
             )
-        except torch_dist.DistError as error:
+        except RuntimeError as error:
             raise RunError(
                 f"the {world_size} ranks did not meet at {_meeting(run.dist_url)} within {run.dist_timeout:g} s "
                 f"(run.dist_timeout): {str(error).splitlines()[0]}"

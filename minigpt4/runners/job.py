@@ -115,13 +115,19 @@ def naming_lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error).strip()
-        if not text.startswith("DataLoader worker"):
+        if not str(error).startswith("DataLoader worker"):
             raise
-        raise RunError(
-            f"{text.splitlines()[0].rstrip('. ')}. If nobody killed it, memory ran out (of the machine, or of "
-            "/dev/shm): use a smaller run.num_workers, 0 for none. Go on from the last checkpoint with --resume auto"
-        ) from error.with_traceback(None)  # its frames would keep the other workers alive
+        raise lost_worker(error) from error.with_traceback(None)  # its frames would keep the other workers alive
+
+
+def lost_worker(error: Exception) -> RunError:
+    """What ``error`` of a loader means for people: one of its processes is gone."""
+    text = str(error).strip()
+    found = text.splitlines()[0].rstrip(". ") if text.startswith("DataLoader worker") else f"in its place: {error!r}"
+    return RunError(
+        f"a process that loads data is gone ({found}). If nobody killed it, memory ran out, of the machine or of "
+        "/dev/shm: use a smaller run.num_workers, 0 for none. Go on from the last checkpoint with --resume auto"
+    )
 
 
 def find_resume(cfg: Config, dist: DistContext) -> Checkpoint | None:

@@ -1,0 +1,26 @@
+"""One fork server and one run that nobody disturbs, for all files of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.resume_harness import Lab, Setup, newest, open_lab
+
+ALONE = Setup()
+
+
+@pytest.fixture(scope="package")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with open_lab(tmp_path_factory.mktemp("lab")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="package")
+def undisturbed(lab: Lab) -> Path:
+    """The finished job of one rank."""
+    folder = lab.home / "undisturbed"
+    lab.start(folder, ALONE).done()
+    return newest(folder)
