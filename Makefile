@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint quickstart bench
+.PHONY: help install test test-all lint torture quickstart bench
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,9 @@ test: lint ## ruff, mypy and the tests that take seconds
 
 test-all: lint ## also the tests that take minutes
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+torture: install ## kills, full disks, lost ranks for some minutes; MINUTES=30 goes on for longer
+	RESUME_MINUTES=$(or $(MINUTES),0) $(BIN)/python -m pytest -s -v tests/torture
 
 quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 	$(BIN)/python -m minigpt4.tools.quickstart

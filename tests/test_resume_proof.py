@@ -23,7 +23,6 @@ from tests.resume_children import die_in_saves, make_job_dir, save_step
 from tests.resume_harness import (
     SAVE_WINDOWS,
     WINDOWS,
-    Kill,
     Lab,
     Setup,
     assert_equal,
@@ -37,8 +36,6 @@ from tests.resume_harness import (
 
 SETUPS = [Setup(ranks, workers, packing) for ranks in (1, 2) for packing in ("padded", "packed") for workers in (0, 2)]
 SEED = int(os.environ.get("RESUME_SEED", "20261"))
-KILLS = int(os.environ.get("RESUME_KILLS", "12"))
-"""Kills per combination in the long version."""
 # The schedule counts micro-batches per rank, of which two ranks need half as many: any other than a constant rate
 # differs with the number of ranks by construction, and so do the draws of dropout.
 STEADY = ("model.lora_dropout=0", "run.init_lr=1e-3", "run.min_lr=1e-3", "run.warmup_steps=0")
@@ -83,28 +80,6 @@ def killed_once(lab: Lab, folder: Path, setup: Setup, draw: Random) -> Path:
             lab.start(run, setup).done()
             return newest(run)
     raise AssertionError("the runs are faster than the kills")
-
-
-def killed_often(lab: Lab, folder: Path, setup: Setup, draw: Random, kills: int) -> tuple[list[Path], list[Kill]]:
-    """Runs that were killed ``kills`` times in all, now and then while they started."""
-    jobs: list[Path] = []
-    fallen: list[Kill] = []
-    while len(fallen) < kills:
-        run, at = folder / str(len(jobs)), 0
-        while len(fallen) < kills:
-            attempt = lab.start(run, setup)
-            if draw.random() < 0.2:
-                kill = attempt.kill_after(None, draw.uniform(0, 1.5))
-            else:
-                kill = attempt.kill_after(draw.randint(at, at + 2), draw.uniform(0, 0.3))
-            assert_whole(run)
-            if not kill.is_running:
-                break
-            fallen.append(kill)
-            at = min(kill.window, WINDOWS - 2)
-        lab.start(run, setup).done()
-        jobs.append(newest(run))
-    return jobs, fallen
 
 
 def killed_at_every_place(lab: Lab, folder: Path) -> tuple[Path, list[int]]:
@@ -346,22 +321,6 @@ def test_a_kill_in_front_of_any_file_operation_of_a_save_leaves_whole_checkpoint
         kept = ["step_4", "step_5"] if found.step == 4 else ["step_1", "step_3", "step_5"]
         assert names == ["best", "last", *kept], job
     assert len(found_steps) > 60 and found_steps == sorted(found_steps) and {3, 4} == set(found_steps)
-
-
-@pytest.mark.slow
-def test_after_many_kills_every_bit_is_the_same(stories: Stories, lab: Lab) -> None:
-    print(f"RESUME_SEED={SEED} RESUME_KILLS={KILLS}")
-    for setup in SETUPS:
-        stories.begin(f"often {setup}", killed_often, setup, Random(f"{SEED}/often/{setup}"), KILLS)
-    fallen: list[Kill] = []
-    for setup in SETUPS:
-        jobs, kills = stories.result(f"often {setup}")
-        fallen += kills
-        for job in jobs:
-            assert_same_run(job, stories.result(f"alone {setup.ranks} {setup.packing}"))
-    in_save = sum(kill.is_in_save for kill in fallen)
-    print(f"{len(fallen)} kills, {in_save} of them in a save")
-    assert len(fallen) == KILLS * len(SETUPS) and 0 < in_save < len(fallen)
 
 
 def test_no_loader_worker_outlives_the_ranks_that_were_killed(stories: Stories, lab: Lab) -> None:

@@ -111,10 +111,10 @@ class DistContext:
             ) from error
 
     def _roll_call(self) -> str:
-        """Which ranks have not come here too, ROLL_CALL_S after this one."""
+        """Which ranks have not come here too, shortly after this one."""
         keys = {rank: f"minigpt4/lost_contact/{rank}" for rank in range(self.world_size)}
         silent = [rank for rank in keys if rank != self.rank]
-        end = time.monotonic() + ROLL_CALL_S
+        end = time.monotonic() + min(ROLL_CALL_S, self.timeout_s)
         try:
             store = torch_dist.distributed_c10d._get_default_store()
             store.set(keys[self.rank], "1")

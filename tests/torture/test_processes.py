@@ -10,7 +10,7 @@ import pytest
 from tests.resume_harness import Lab, Setup, assert_same_run, assert_whole, jobs, newest
 from tests.torture.conftest import ALONE
 
-TIMEOUT_S = 4
+TIMEOUT_S = 3
 
 
 def _error(text: str) -> str:
@@ -63,7 +63,7 @@ def test_a_rank_that_is_lost_ends_the_others_in_time_by_name(lab: Lab, fault: st
 
 
 def test_an_error_of_rank_0_alone_does_not_leave_rank_1_waiting(lab: Lab) -> None:
-    attempt = lab.start(lab.home / "full", Setup(2), crash="full:2")
+    attempt = lab.start(lab.home / "full", Setup(2, options=(f"run.dist_timeout={TIMEOUT_S}",)), crash="full:2")
     text = attempt.failed(1)
     assert "[rank 1] error: rank 1 lost contact: " in text
     assert "[rank 0] error: cannot write" in text
