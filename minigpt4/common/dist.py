@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as torch_dist
@@ -22,6 +23,7 @@ from minigpt4.common.schema import RunConfig
 
 ROLL_CALL_S = 5.0
 """After a failure: how long a rank listens for the others, to name those that are silent."""
+_POLL_S = 0.05
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL")
 """In the text of what torch raises when another rank is gone or late; gloo raises a bare RuntimeError."""
 
@@ -119,13 +121,13 @@ class DistContext:
             store = torch_dist.distributed_c10d._get_default_store()
             store.set(keys[self.rank], "1")
             while silent and time.monotonic() < end:
-                time.sleep(0.1)
+                time.sleep(_POLL_S)
                 silent = [rank for rank in silent if not store.check([keys[rank]])]
         except RuntimeError:
             return "the meeting point of the ranks, on rank 0's machine, does not answer"
         if not silent:
             return "all ranks are alive, but a message between them was lost"
-        return f"no answer from {'rank' if len(silent) == 1 else 'ranks'} {', '.join(map(str, silent))}"
+        return f"no answer from {_named(silent)}"
 
     def close(self) -> None:
         """Leave the process group."""
@@ -148,23 +150,60 @@ def init(run: RunConfig) -> DistContext:
     device = _device(run.device, local_rank)
     if world_size > 1:
         try:
-            torch_dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                init_method=run.dist_url,
-                rank=rank,
-                world_size=world_size,
-                timeout=timedelta(seconds=run.dist_timeout),
-                device_id=device if device.type == "cuda" else None,
-            )
+            _join(run, rank, world_size, device)
         except RuntimeError as error:
             raise RunError(
-                f"the {world_size} ranks did not meet at {_meeting(run.dist_url)} within {run.dist_timeout:g} s "
+                f"the {world_size} ranks did not meet at {_meeting_place(run.dist_url)} within {run.dist_timeout:g} s "
                 f"(run.dist_timeout): {str(error).splitlines()[0]}"
             ) from error
     return DistContext(rank, world_size, local_rank, device, run.dist_timeout)
 
 
-def _meeting(url: str) -> str:
+def _join(run: RunConfig, rank: int, world_size: int, device: torch.device) -> None:
+    timeout = timedelta(seconds=run.dist_timeout)
+    store, _, _ = next(torch_dist.rendezvous(run.dist_url, rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    token = _agree_on_token(torch_dist.PrefixStore("minigpt4", store), rank, world_size, run.dist_timeout)
+    torch_dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=torch_dist.PrefixStore(token, store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _agree_on_token(store: torch_dist.Store, rank: int, world_size: int, timeout_s: float) -> str:
+    """The same new word on every rank, drawn by rank 0.
+
+    torchrun's store outlives a restart: what the dead ranks wrote in it (their addresses) would be taken for that of
+    the living. So every process draws a word, rank 0 answers each word it finds, and waits for replies to its own.
+    Raises RuntimeError that names the ranks that do not come.
+    """
+    mine = uuid4().hex
+    if rank > 0:
+        store.set(f"join/{rank}", mine)
+        token: str = store.get(f"answer/{mine}").decode()  # waits
+        store.set(f"reply/{token}/{rank}", "1")
+        return token
+    absent, end = list(range(1, world_size)), time.monotonic() + timeout_s
+    while absent:
+        for other in absent:
+            if store.check([f"join/{other}"]):
+                store.set(f"answer/{store.get(f'join/{other}').decode()}", mine)
+        absent = [other for other in absent if not store.check([f"reply/{mine}/{other}"])]
+        if absent and time.monotonic() > end:
+            raise RuntimeError(f"no sign of {_named(absent)}")
+        time.sleep(_POLL_S if absent else 0)
+    return mine
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
+
+
+def _meeting_place(url: str) -> str:
     """Where ranks meet, for people."""
     if url != "env://":
         return url
