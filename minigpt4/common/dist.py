@@ -16,6 +16,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from minigpt4.common.errors import ConfigError, RunError
@@ -161,12 +162,12 @@ def init(run: RunConfig) -> DistContext:
 
 def _join(run: RunConfig, rank: int, world_size: int, device: torch.device) -> None:
     timeout = timedelta(seconds=run.dist_timeout)
-    store, _, _ = next(torch_dist.rendezvous(run.dist_url, rank, world_size, timeout=timeout))
+    store, _, _ = next(rendezvous(run.dist_url, rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
-    token = _agree_on_token(torch_dist.PrefixStore("minigpt4", store), rank, world_size, run.dist_timeout)
+    token = _agree_on_token(PrefixStore("minigpt4", store), rank, world_size, run.dist_timeout)
     torch_dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=torch_dist.PrefixStore(token, store),
+        store=PrefixStore(token, store),
         rank=rank,
         world_size=world_size,
         timeout=timeout,
@@ -174,7 +175,7 @@ def _join(run: RunConfig, rank: int, world_size: int, device: torch.device) -> N
     )
 
 
-def _agree_on_token(store: torch_dist.Store, rank: int, world_size: int, timeout_s: float) -> str:
+def _agree_on_token(store: Store, rank: int, world_size: int, timeout_s: float) -> str:
     """The same new word on every rank, drawn by rank 0.
 
     torchrun's store outlives a restart: what the dead ranks wrote in it (their addresses) would be taken for that of

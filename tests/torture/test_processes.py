@@ -74,5 +74,6 @@ def test_a_rank_that_never_comes_is_waited_for_no_longer_than_the_timeout(lab: L
     attempt = lab.start(folder, Setup(2, options=("run.dist_timeout=2",)))
     attempt.ranks[1].kill()
     line = _error(attempt.failed(0))
-    assert line.startswith("[rank 0] error: ") and "run.dist_timeout" in line
+    assert line.startswith("[rank 0] error: the 2 ranks did not meet at file://") and line.endswith("no sign of rank 1")
+    assert "within 2 s (run.dist_timeout)" in line
     assert not jobs(folder)

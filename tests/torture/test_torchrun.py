@@ -28,15 +28,16 @@ def _torchrun(folder: Path, kills: str) -> Path:
     return job
 
 
+def _losses(job: Path) -> list[tuple[int, float]]:
+    return [(row["window"], row["loss"]) for row in read_log(job / "log.txt") if "loss" in row]
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_go_on_exactly_after_a_rank_was_killed_twice(tmp_path: Path) -> None:
     killed, alone = _torchrun(tmp_path / "killed", "3,5"), _torchrun(tmp_path / "alone", "")
     log = read_log(killed / "log.txt")
     assert [row["window"] for row in log if row.get("event") == "resumed"] == [2, 4]
-    losses = [
-        [(row["window"], row["loss"]) for row in read_log(job / "log.txt") if "loss" in row] for job in (killed, alone)
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 8
+    assert _losses(killed) == _losses(alone) and len(_losses(alone)) == 8
     left, right = read_checkpoint(killed).load_weights(), read_checkpoint(alone).load_weights()
     assert all(torch.equal(left[name], value) for name, value in right.items())
     print("2 kills of a rank survived under torchrun")
