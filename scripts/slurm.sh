@@ -41,6 +41,10 @@ port=${PORT:-$(( 20000 + SLURM_JOB_ID % 20000 ))}
 gpus=${SLURM_GPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ${SLURM_CPUS_PER_TASK:-1} / gpus > 0 ? ${SLURM_CPUS_PER_TASK:-1} / gpus : 1 ))}
 
+# How long torchrun lets the ranks save after a SIGTERM before it kills them (its own default, 30 s, is short for a
+# large window and a slow disk). Below the 600 s of --signal above.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+
 # --resume auto: the first start begins, every later one goes on from the last whole checkpoint of this job_name.
 # exec keeps torchrun the direct child of srun, so that a signal reaches it.
 srun --kill-on-bad-exit=1 bash -c 'exec "$@"' rank "${VENV:-.venv}/bin/torchrun" \
@@ -50,23 +54,24 @@ srun --kill-on-bad-exit=1 bash -c 'exec "$@"' rank "${VENV:-.venv}/bin/torchrun"
 step=$!
 
 # SIGTERM: handed on once to torchrun and by it to every rank. The ranks finish their window, save, and end.
-is_stopped=0
+signals=0
 stop() {
-    is_stopped=1
+    signals=$(( signals + 1 ))
+    (( signals == 1 )) || return 0
     echo "SIGTERM: the ranks finish their window and save; then this job goes back into the queue"
     scancel --signal=TERM "$SLURM_JOB_ID.0" || true
 }
 trap stop TERM
 
-code=0
-wait "$step" || code=$?
-while kill -0 "$step" 2>/dev/null; do # the signal ended the wait, not the step
+while true; do
+    seen=$signals
     code=0
     wait "$step" || code=$?
+    (( signals == seen )) && break # else the signal ended the wait, not the step
 done
 
-if (( is_stopped )); then
+if (( signals > 0 && code != 0 )); then # 0: it was done before it had to stop
     scontrol requeue "$SLURM_JOB_ID" # same number, same output file; --resume auto goes on
-    exit 0
+    code=0
 fi
 exit "$code"

@@ -11,7 +11,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "slurm.sh"
 STAND_INS = {
     "scontrol": 'if [[ $1 == show ]]; then echo node7; echo node8; else echo "scontrol $*" >>"$CALLS"; fi',
-    "srun": 'printf "%s\\n" "$@" >>"$CALLS"; trap "exit 143" TERM; echo $$ >"$CALLS.pid"; '
+    "srun": 'printf "%s\\n" "$@" >>"$CALLS"; trap "exit ${STOPPED:-143}" TERM; echo $$ >"$CALLS.pid"; '
     'for _ in $(seq "${STEPS:-0}"); do sleep 0.1; done; exit "${CODE:-0}"',
     "scancel": 'echo "scancel $*" >>"$CALLS"; kill -TERM "$(cat "$CALLS.pid")"',
 }
@@ -28,6 +28,15 @@ def _start(folder: Path, *arguments: str, **extra: str) -> subprocess.Popen[str]
     return subprocess.Popen(
         ["bash", str(SCRIPT), *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def _terminate(process: subprocess.Popen[str], folder: Path) -> None:
+    """SIGTERM when the step runs."""
+    end = time.monotonic() + 20
+    while not (folder / "calls.pid").is_file() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
 
 
 def test_the_slurm_script_is_valid_bash() -> None:
@@ -52,13 +61,16 @@ def test_a_failed_run_keeps_its_exit_code_and_is_not_queued_again(tmp_path: Path
 
 def test_a_sigterm_reaches_the_ranks_and_puts_the_job_back_into_the_queue(tmp_path: Path) -> None:
     process = _start(tmp_path, "x.yaml", STEPS="150")
-    end = time.monotonic() + 20
-    while not (tmp_path / "calls.pid").is_file() and time.monotonic() < end:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    _terminate(process, tmp_path)
     assert process.wait(20) == 0
     assert (tmp_path / "calls").read_text().splitlines()[-2:] == ["scancel --signal=TERM 41.0", "scontrol requeue 41"]
+
+
+def test_a_run_that_finishes_in_spite_of_sigterm_is_not_queued_again(tmp_path: Path) -> None:
+    process = _start(tmp_path, "x.yaml", STEPS="150", STOPPED="0")
+    _terminate(process, tmp_path)
+    assert process.wait(20) == 0
+    assert "requeue" not in (tmp_path / "calls").read_text()
 
 
 def test_without_a_configuration_the_usage_is_shown(tmp_path: Path) -> None:
