@@ -36,7 +36,8 @@ if (( $# > 0 )); then
     options=(--options "$@")
 fi
 
-first_host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first_host=${hosts[0]}
 port=${PORT:-$(( 20000 + SLURM_JOB_ID % 20000 ))}
 gpus=${SLURM_GPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ${SLURM_CPUS_PER_TASK:-1} / gpus > 0 ? ${SLURM_CPUS_PER_TASK:-1} / gpus : 1 ))}
@@ -44,14 +45,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ${SLURM_CPUS_PER_TASK:-1} / gpus >
 # How long torchrun lets the ranks save after a SIGTERM before it kills them (its own default, 30 s, is short for a
 # large window and a slow disk). Below the 600 s of --signal above.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
-
-# --resume auto: the first start begins, every later one goes on from the last whole checkpoint of this job_name.
-# exec keeps torchrun the direct child of srun, so that a signal reaches it.
-srun --kill-on-bad-exit=1 bash -c 'exec "$@"' rank "${VENV:-.venv}/bin/torchrun" \
-    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$gpus" --max-restarts="${RESTARTS:-2}" \
-    --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$first_host:$port" \
-    train.py --cfg-path "$config" --resume auto ${options[@]+"${options[@]}"} &
-step=$!
 
 # SIGTERM: handed on once to torchrun and by it to every rank. The ranks finish their window, save, and end.
 signals=0
@@ -62,6 +55,14 @@ stop() {
     scancel --signal=TERM "$SLURM_JOB_ID.0" || true
 }
 trap stop TERM
+
+# --resume auto: the first start begins, every later one goes on from the last whole checkpoint of this job_name.
+# exec keeps torchrun the direct child of srun, so that a signal reaches it.
+srun --kill-on-bad-exit=1 bash -c 'exec "$@"' rank "${VENV:-.venv}/bin/torchrun" \
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$gpus" --max-restarts="${RESTARTS:-2}" \
+    --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$first_host:$port" \
+    train.py --cfg-path "$config" --resume auto ${options[@]+"${options[@]}"} &
+step=$!
 
 while true; do
     seen=$signals

@@ -117,11 +117,16 @@ def naming_lost_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise lost_worker(error) from error.with_traceback(None)  # its frames would keep the other workers alive
+        raise lost_worker(error) from error
 
 
 def lost_worker(error: Exception) -> RunError:
-    """What ``error`` of a loader means for people: one of its processes is gone."""
+    """What ``error`` of a loader means for people: one of its processes is gone. Ends the loader's other processes."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None  # torch's raises the error once more
+    error.with_traceback(None)  # its frames kept the loader alive
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
     text = str(error).strip()
     found = text.splitlines()[0].rstrip(". ") if text.startswith("DataLoader worker") else f"in its place: {error!r}"
     return RunError(

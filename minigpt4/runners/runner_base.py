@@ -204,7 +204,7 @@ class RunnerBase:
             message = str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()
             raise kind(message) from error.with_traceback(None)  # its frames would keep the workers alive
         except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
-            raise job.lost_worker(error) from error.with_traceback(None)
+            raise job.lost_worker(error) from error
 
     def _after_window(self, number: int, stats: StepStats) -> bool:
         """Counts, logs and saves; returns whether to go on."""
