@@ -3,8 +3,9 @@
     python benchmarks/data_loading.py                        gated, about 5 CPU-minutes, 1 GB of temporary files
     python benchmarks/data_loading.py --quick --json out.json
 
-Pictures: a photograph of scikit-image at 1024 x 1024 as JPEG, to 224 and 448 pixels, exact (Pillow) and fast
-(torchvision), from files and from an indexed tar shard, in turns; single process, one thread, from the page cache.
+Pictures: a photograph of scikit-image at 1024 x 1024 as JPEG, to 224 and 448 pixels, exact (Pillow), fast
+(torchvision) and decoded before (``run.cache_images``), from files and from an indexed tar shard, in turns; single
+process, one thread, from the page cache.
 Records: shards, a JSON list and JSON lines of 10k, 100k and 1M records, each opened by a process of its own: the JSON
 twice, the first start makes the index of a large file and the second one, which is gated, finds it. Shards are one tar
 of 10k records, indexed once, and links to it and its index. Memory is what the resident set grows by while the data set
@@ -31,7 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 SIDES = (224, 448)
-BACKENDS = ("exact", "fast")
+WAYS = ("exact", "fast", "cached")
+"""image_backend, and exact pixels from the picture cache (``run.cache_images``), filled before."""
 PICTURES, PER_SHARD = 40, 10_000
 GATES = {"fast_ratio": 2.0, "start_s": 5.0, "bytes_per_record": 100.0, "bytes_after_reading": 100.0}
 
@@ -42,16 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds over the pictures (default 5)")
     parser.add_argument("--quick", action="store_true", help="2 rounds, records up to 100k, ungated")
     parser.add_argument("--records-only", action="store_true", help="leave the pictures out")
+    parser.add_argument("--pictures-only", action="store_true", help="leave the records out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--worker", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.worker:
         print(json.dumps(open_records(given.worker[0], Path(given.worker[1]))))
         return 0
-    sizes = (10_000, 100_000) if given.quick else (10_000, 100_000, 1_000_000)
+    sizes: tuple[int, ...] = (10_000, 100_000) if given.quick else (10_000, 100_000, 1_000_000)
     with tempfile.TemporaryDirectory() as folder:
         rounds = 2 if given.quick else given.rounds
         figures: dict[str, Any] = {"pictures": [] if given.records_only else time_pictures(Path(folder), rounds)}
+        sizes = () if given.pictures_only else sizes
         figures["records"] = [row for size in sizes for row in time_records(Path(folder), size)]
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -105,8 +109,8 @@ def time_pictures(folder: Path, rounds: int) -> list[dict[str, Any]]:
         "files": {"format": "caption", "build_info": {"ann_path": f"{root}/records.json", "image_path": str(root)}},
         "shards": {"builder": "shards", "build_info": {"storage": f"{root}/0.tar"}},
     }
-    ways = [(side, source, backend) for side in SIDES for source in sources for backend in BACKENDS]
-    sets = {way: make_dataset({**sources[way[1]], "image_backend": way[2]}, way[0]) for way in ways}
+    ways = [(side, source, way) for side in SIDES for source in sources for way in WAYS]
+    sets = {way: opened(sources[way[1]], *way[::2], folder / "cache") for way in ways}
     rates: dict[Any, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way in ways if number % 2 else ways[::-1]:
@@ -124,13 +128,28 @@ def time_pictures(folder: Path, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def opened(block: dict[str, Any], side: int, way: str, cache: Path) -> Any:
+    """The data set of a YAML block that reads pictures one of the ways."""
+    from minigpt4.datasets.picture_cache import PictureCache
+
+    if way != "cached":
+        return make_dataset({**block, "image_backend": way}, side)
+    dataset = make_dataset(block, side)
+    dataset.picture_cache = PictureCache(cache, dataset)
+    for index in range(len(dataset)):
+        dataset.sample(0, index, 1)
+    dataset.picture_cache.close()
+    return dataset
+
+
 def difference(exact: Any, other: Any) -> float:
     """Largest difference of a picture, in levels of 256."""
     import torch
 
+    from minigpt4.common.types import as_floats
     from minigpt4.processors.base import CLIP_STD
 
-    gap = (exact.sample(0, 0, 1).images[0] - other.sample(0, 0, 1).images[0]).abs()
+    gap = (as_floats(exact.sample(0, 0, 1).images[0]) - as_floats(other.sample(0, 0, 1).images[0])).abs()
     return float((gap * torch.tensor(CLIP_STD).view(3, 1, 1)).max() * 255)
 
 

@@ -22,7 +22,7 @@ from minigpt4.common.dist import DistContext
 from minigpt4.common.optim import build_optimizer
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig, ValConfig, ValidConfig
-from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Encoded, Sample, Turn
+from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Encoded, Sample, Turn, as_floats
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.balance import Groups, group_records
 from minigpt4.models.base_model import LossOutput
@@ -203,7 +203,7 @@ def padded(samples: Sequence[Sample], encoder: Encoder) -> Batch:
         torch.tensor([one.ids + [0] * (longest - len(one.ids)) for one in encoded]),
         torch.tensor([list(range(len(one.ids))) + [0] * (longest - len(one.ids)) for one in encoded]),
         torch.tensor([one.labels + [IGNORE_INDEX] * (longest - len(one.ids)) for one in encoded]),
-        torch.stack([image for sample in samples for image in sample.images]),
+        torch.stack([as_floats(image) for sample in samples for image in sample.images]),
         tuple(len(one.ids) for one in encoded),
         sum(label != IGNORE_INDEX for one in encoded for label in one.labels),
         tuple(sample.sample_id for sample in samples),

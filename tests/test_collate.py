@@ -8,10 +8,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Sample, Turn
+from minigpt4.common.types import (
+    IGNORE_INDEX,
+    IMAGE_PROMPT,
+    IMAGE_TOKEN,
+    Batch,
+    Pixels,
+    Sample,
+    Turn,
+    as_floats,
+)
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.collate import WindowDataset, collate_packed, collate_padded
 from minigpt4.datasets.sampler import WindowSampler
@@ -42,6 +52,28 @@ def sample(number: int, answer: str = "yes", images: int = 1) -> Sample:
 
 
 SAMPLES = [sample(0), sample(1, "a longer answer", 0), sample(2, "no", 2), sample(3, "ok", 0)]
+
+
+def in_bytes(value: int, mean: float = 0.5) -> Pixels:
+    return Pixels(torch.full((3, 2, 2), value, dtype=torch.uint8), (mean, 0.4, 0.3), (0.2, 0.25, 0.5))
+
+
+def with_pictures(*pictures: Tensor | Pixels) -> list[Sample]:
+    return [replace(sample(number), images=(picture,)) for number, picture in enumerate(pictures)]
+
+
+def test_bytes_travel_as_bytes_and_are_normalised_on_the_device_to_the_bit() -> None:
+    batch = collate_padded(with_pictures(in_bytes(7), in_bytes(200), in_bytes(7)), ENCODER)
+    assert batch.images.dtype == torch.uint8 and len(batch.images) == 2 and batch.image_order is not None
+    ready = batch.to(torch.device("cpu"))
+    assert torch.equal(ready.images, torch.stack([in_bytes(7).normalised(), in_bytes(200).normalised()]))
+    assert ready.image_norm is None and ready.to(torch.device("cpu")).images is ready.images
+
+
+def test_pictures_that_want_different_normalisations_or_are_floats_become_floats_first() -> None:
+    pictures = [in_bytes(7), in_bytes(7, mean=0.1), torch.ones(3, 2, 2)]
+    batch = collate_padded(with_pictures(*pictures), ENCODER)
+    assert batch.image_norm is None and torch.equal(batch.images, torch.stack([as_floats(one) for one in pictures]))
 
 
 def alone(one: Sample) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from minigpt4.common.types import IMAGE_TAG, Sample
+from minigpt4.common.types import IMAGE_TAG, Sample, as_floats
 from minigpt4.datasets.cards import CARD_ROOT, find_card, known_cards
 from minigpt4.datasets.formats import emotion_label, prompt_lines
 from tests.data_parts import GOLDEN, builder, json_file
@@ -44,7 +44,7 @@ def unglued(text: str) -> str:
 
 
 def assert_same_picture(sample: Sample, row: dict[str, Any]) -> None:
-    (image,) = sample.images
+    image = as_floats(*sample.images)
     assert list(image.shape) == row["image"]["shape"]
     # Pillow 12 and 13 round some resized pixels by one step of 255 differently (86 of 9,408 in one of these pictures).
     step = 2e-4 * row["image"]["abs_sum"]

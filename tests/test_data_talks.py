@@ -10,7 +10,7 @@ import pytest
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
-from minigpt4.common.types import IMAGE_PROMPT, Turn
+from minigpt4.common.types import IMAGE_PROMPT, Turn, as_floats
 from minigpt4.datasets.image_finder import ImageFinder
 from minigpt4.datasets.talks import with_part_images
 from tests.data_parts import builder, faces, json_file
@@ -64,7 +64,7 @@ def test_pictures_may_be_named_in_the_messages_alone(tmp_path: Path) -> None:
     assert made.check() == []
     sample = made.build("train").sample(0, 0, 1)
     assert [turn.prompt for turn in sample.turns] == [f"{IMAGE_PROMPT} Who? ", f"{IMAGE_PROMPT} And this? "]
-    assert len(sample.images) == 2 and sample.images[0][0, 0, 0] > sample.images[1][0, 0, 0]
+    assert len(sample.images) == 2 and as_floats(sample.images[0])[0, 0, 0] > as_floats(sample.images[1])[0, 0, 0]
 
 
 @pytest.mark.parametrize("address", ["https://x.org/a.png", "data:image/png;base64,iVBOR"])

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.types import as_floats
 from minigpt4.datasets.cached_pictures import Wanted, attach
 from minigpt4.datasets.feature_cache import (
     DTYPES,
@@ -254,7 +255,7 @@ def test_samples_show_features_in_the_place_of_pixels_and_nothing_is_decoded(
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("opened a picture"))
     for index, number in enumerate((10, 11, 12, 13, 10)):
         sample = dataset.sample(0, index, 1)
-        assert torch.equal(sample.images[0], row(number))
+        assert torch.equal(as_floats(sample.images[0]), row(number))
         assert (sample.turns, sample.sample_id) == (expected[index].turns, expected[index].sample_id)
 
 
@@ -267,7 +268,7 @@ def test_a_picture_that_cannot_be_read_stops_the_run_or_is_passed_over(tmp_path:
     lenient = annotated(tmp_path, on_error="skip", max_bad_fraction=0.5)
     attach(lenient, shown, row, [0, -1, 2, 3], {1: "broken"})
     sample = lenient.sample(0, 1, 1)
-    assert sample.passed_over[0].index == 1 and torch.equal(sample.images[0], row(2))
+    assert sample.passed_over[0].index == 1 and torch.equal(as_floats(sample.images[0]), row(2))
 
 
 def test_formats_still_learn_the_size_of_a_picture(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_formats_still_learn_the_size_of_a_picture(tmp_path: Path) -> None:
     shown = Wanted().add_dataset(dataset)
     attach(dataset, shown, row, [7], {})
     after = dataset.sample(0, 0, 1)
-    assert after.turns == before.turns and torch.equal(after.images[0], row(7))
+    assert after.turns == before.turns and torch.equal(as_floats(after.images[0]), row(7))
 
 
 def test_the_fast_backend_makes_the_pixels_that_training_would_see_in_a_space_of_its_own(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_the_fast_backend_makes_the_pixels_that_training_would_see_in_a_space_of
         wanted = Wanted()
         wanted.add_dataset(dataset)
         (picture,) = wanted.pictures
-        assert torch.equal(picture.pixels(encoded(picture.source)), dataset.sample(0, 0, 1).images[0])
+        assert torch.equal(picture.pixels(encoded(picture.source)), as_floats(dataset.sample(0, 0, 1).images[0]))
         found.append(picture.preparation)
     assert found[0] != found[1]
 
@@ -304,6 +305,6 @@ def test_streams_do_not_know_their_pictures(tmp_path: Path) -> None:
     tar_file(tmp_path / "0.tar", {"1.png": png(1), "1.txt": b"words"})
     info = {"storage": f"pipe:cat {tmp_path}/0.tar", "samples": 4, "shuffle_buffer": 1}
     stream = made("captions", {"builder": "shards", "build_info": info})
-    assert stream.sample(0, 0, 1).images[0].shape == (3, 56, 56)
+    assert as_floats(stream.sample(0, 0, 1).images[0]).shape == (3, 56, 56)
     with pytest.raises(DataError, match="dataset 'captions', .*does not know its pictures before they are read"):
         Wanted().add_dataset(stream)

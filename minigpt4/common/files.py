@@ -1,9 +1,10 @@
-"""Text files that are whole or absent."""
+"""Text files that are whole or absent, and room for them."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,3 +58,9 @@ def open_atomically(path: Path) -> Iterator[TextIO]:
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)  # gone already when all went well
+
+
+def free_disk(path: Path) -> int:
+    """Bytes that can be written below ``path``, which need not exist yet."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(existing).free

@@ -242,7 +242,8 @@ class RunConfig:
     num_workers: int = 0  # loader processes per rank; 0 = none
     seed: int = 42  # decides order, drawing and dropout
     output_dir: str = "output"  # where job folders are made
-    cache_root: str = ""  # folder of model.cache_vision disk; "" = MINIGPT4_CACHE, else vision_cache in output_dir
+    cache_root: str = ""  # folder of both caches on disk; "" = MINIGPT4_CACHE, else vision_cache in output_dir
+    cache_images: bool = False  # keep decoded and scaled pictures on disk as they are first read
     job_name: str = ""  # folder below output_dir; empty = name of the YAML file
     precision: str = "auto"  # fp32 | bf16 | fp16 | auto (bf16 where the GPU has it, else fp16; fp32 on a CPU)
     packing: str = "auto"  # auto | packed (rows without padding) | padded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +38,50 @@ class BadRecord:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """A picture as bytes, [3, S, S] uint8: a quarter of the floats to move and to keep.
+
+    ``mean`` and ``std``, per channel and in units of full scale, are of the normalisation that the device does.
+    """
+
+    values: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def norm(self) -> Tensor:
+        """Mean and standard deviation, [2, 3, 1, 1] float32."""
+        import torch
+
+        return torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
+
+    def normalised(self) -> Tensor:
+        """[3, S, S] float32."""
+        return normalise(self.values, self.norm())
+
+
+def normalise(values: Tensor, norm: Tensor) -> Tensor:
+    """uint8 [..., 3, S, S] -> ``(values / 255 - mean) / std``, each operation in float32 and in this order.
+
+    norm: mean and standard deviation, [2, 3, 1, 1]. The bits are those of torchvision's ToTensor and Normalize.
+    """
+    return values.float().div_(255).sub_(norm[0]).div_(norm[1])
+
+
+def as_floats(picture: Tensor | Pixels) -> Tensor:
+    """What a model reads: normalised pixels [3, S, S], or features as they are."""
+    return picture.normalised() if isinstance(picture, Pixels) else picture
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One training example. ``images``: one tensor per IMAGE_TAG over all turns, [3, S, S] float32, normalised,
-    or its frozen features [P, C'].
+    """One training example. ``images``: one per IMAGE_TAG over all turns: bytes, normalised floats [3, S, S],
+    or frozen features [P, C'].
 
     ``passed_over``: broken records in whose place this one stands.
     """
 
     turns: tuple[Turn, ...]
-    images: tuple[Tensor, ...]
+    images: tuple[Tensor | Pixels, ...]
     sample_id: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     passed_over: tuple[BadRecord, ...] = ()
@@ -75,7 +110,8 @@ class Batch:
     input_ids     [R, T] long; IMAGE_TOKEN stands P times per image, images are consumed in order.
     position_ids  [R, T] long; restarts at 0 for every sample; the padded tail is 0.
     labels        [R, T] long; IGNORE_INDEX except answer tokens; the first token of a sample is IGNORE_INDEX.
-    images        [N, 3, S, S] float32, or frozen features [N, P, C']; N may be 0.
+    images        [N, 3, S, S] float32, or frozen features [N, P, C']; N may be 0. With ``image_norm`` uint8.
+    image_norm    [2, 3, 1, 1]: mean and standard deviation of a normalisation that is still to be done.
     image_order   [M] long: which of ``images`` stands at each of M places; None: every one once, in order.
     lengths       per sample, in order of appearance.
     passed_over   broken records that others stand in for.
@@ -91,34 +127,35 @@ class Batch:
     num_image_positions: int = -1
     passed_over: tuple[BadRecord, ...] = ()
     image_order: Tensor | None = None
+    image_norm: Tensor | None = None
 
     def __post_init__(self) -> None:
         # Counted once, on the CPU, so that the model can check it without a device synchronisation.
         if self.num_image_positions < 0:
             self.num_image_positions = int((self.input_ids == IMAGE_TOKEN).sum())
 
+    def copied(self, device: torch.device) -> Batch:
+        """The same batch on ``device``, pictures still as bytes; copies from pinned memory do not block."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``; copies from pinned memory do not block."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            position_ids=move(self.position_ids),
-            labels=move(self.labels),
-            images=move(self.images),
-            image_order=None if self.image_order is None else move(self.image_order),
-        )
+        """What a model reads, on ``device``; bytes are normalised there."""
+        batch = self.copied(device)
+        if batch.image_norm is None:
+            return batch
+        return replace(batch, images=normalise(batch.images, batch.image_norm), image_norm=None)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by ``DataLoader(pin_memory=True)``)."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=self.input_ids.pin_memory(),
-            position_ids=self.position_ids.pin_memory(),
-            labels=self.labels.pin_memory(),
-            images=self.images.pin_memory(),
-            image_order=None if self.image_order is None else self.image_order.pin_memory(),
+            input_ids=change(self.input_ids),
+            position_ids=change(self.position_ids),
+            labels=change(self.labels),
+            images=change(self.images),
+            image_order=None if self.image_order is None else change(self.image_order),
+            image_norm=None if self.image_norm is None else change(self.image_norm),
         )

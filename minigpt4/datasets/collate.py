@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
-from minigpt4.common.types import IGNORE_INDEX, BadRecord, Batch, Encoded, Sample
+from minigpt4.common.types import IGNORE_INDEX, BadRecord, Batch, Encoded, Pixels, Sample, as_floats
 from minigpt4.datasets.balance import Groups
 from minigpt4.datasets.sampler import WindowSampler
 from minigpt4.datasets.streams import Start, StreamDataset
@@ -53,7 +53,7 @@ class _Item:
     """One encoded sample with the pictures that have positions in its ids."""
 
     encoded: Encoded
-    images: tuple[Tensor, ...]
+    images: tuple[Tensor | Pixels, ...]
     sample_id: str
     passed_over: tuple[BadRecord, ...]
 
@@ -110,34 +110,51 @@ def _batch(rows: Sequence[Sequence[_Item]], pad_id: int) -> Batch:
             labels[number, start:end] = torch.tensor(item.encoded.labels)
             labels[number, start] = IGNORE_INDEX  # nothing before it in its own sample predicts it
             start = end
-    images, order = distinct([image for item in items for image in item.images])
+    pictures, order = distinct([image for item in items for image in item.images])
+    images, image_norm = _stacked(pictures)
     return Batch(
         input_ids=input_ids,
         position_ids=position_ids,
         labels=labels,
-        images=torch.stack(images) if images else torch.zeros(0, 3, 1, 1),
+        images=images,
         lengths=tuple(len(item) for item in items),
         num_target_tokens=int((labels != IGNORE_INDEX).sum()),
         sample_ids=tuple(item.sample_id for item in items),
         passed_over=tuple(bad for item in items for bad in item.passed_over),
-        image_order=torch.tensor(order) if len(order) > len(images) else None,
+        image_order=torch.tensor(order) if len(order) > len(pictures) else None,
+        image_norm=image_norm,
     )
 
 
-def distinct(images: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+def _stacked(pictures: Sequence[Tensor | Pixels]) -> tuple[Tensor, Tensor | None]:
+    """Pictures as one tensor [N, ...]: bytes and how to normalise them where all want the same, else floats."""
+    if not pictures:
+        return torch.zeros(0, 3, 1, 1), None
+    pixels = [picture for picture in pictures if isinstance(picture, Pixels)]
+    if len(pixels) == len(pictures) and len({(one.mean, one.std) for one in pixels}) == 1:
+        return torch.stack([one.values for one in pixels]), pixels[0].norm()
+    return torch.stack([as_floats(picture) for picture in pictures]), None
+
+
+def distinct(images: Sequence[Tensor | Pixels]) -> tuple[list[Tensor | Pixels], list[int]]:
     """Every picture once, and which of these stands at each place. Equal means equal in every value."""
-    kept: list[Tensor] = []
+    kept: list[Tensor | Pixels] = []
     order: list[int] = []
-    alike: dict[tuple[float, ...], list[int]] = {}  # a few values find what is worth a whole comparison
+    alike: dict[Any, list[int]] = {}  # a few values find what is worth a whole comparison
     for image in images:
-        flat = image.reshape(-1)
-        candidates = alike.setdefault(tuple(flat[:: flat.numel() // _LOOKED_AT + 1].tolist()), [])
-        number = next((number for number in candidates if torch.equal(kept[number], image)), len(kept))
+        values, norm = _values(image), (image.mean, image.std) if isinstance(image, Pixels) else None
+        flat = values.reshape(-1)
+        candidates = alike.setdefault((norm, *flat[:: flat.numel() // _LOOKED_AT + 1].tolist()), [])
+        number = next((number for number in candidates if torch.equal(_values(kept[number]), values)), len(kept))
         if number == len(kept):
             candidates.append(number)
             kept.append(image)
         order.append(number)
     return kept, order
+
+
+def _values(picture: Tensor | Pixels) -> Tensor:
+    return picture.values if isinstance(picture, Pixels) else picture
 
 
 class WindowDataset(Dataset[list[Batch]]):

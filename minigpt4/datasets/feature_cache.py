@@ -18,9 +18,10 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -35,7 +36,9 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 1
 SPACE = "space.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "uint8": torch.uint8}
+_STORED = {4: (np.int32, torch.int32), 2: (np.int16, torch.int16), 1: (np.uint8, torch.uint8)}
+"""Numbers of the same width for numpy, which does not know bfloat16."""
 
 _INDEX = struct.Struct(f"<{KEY_BYTES}sII")  # key, number of the row, CRC-32 of the row
 _NAME = struct.Struct(f"<{KEY_BYTES}s{KEY_BYTES}s")  # key of a place, key of the content found there
@@ -46,9 +49,12 @@ _COMMIT_BYTES, _COMMIT_S = 64 << 20, 5.0
 
 @dataclass(frozen=True)
 class Space:
-    """What makes features exchangeable. shape: (P, C'). ``about`` decides, ``notes`` are for people."""
+    """What makes rows exchangeable. shape: (P, C') of features, (3, S, S) of pictures as bytes.
 
-    shape: tuple[int, int]
+    ``about`` decides, ``notes`` are for people.
+    """
+
+    shape: tuple[int, ...]
     dtype: str
     about: Mapping[str, str]
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -136,15 +142,18 @@ class FeatureStore:
         self._read: dict[Path, int] = {}
         self._writer: FeatureWriter | None = None
         self._added: set[bytes] = set()
-        self._refreshed = 0.0
+        self.refreshed = 0.0  # when what others have written was read
         self.refresh()
 
     def __len__(self) -> int:
         return len(self._places)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writer": None, "_added": set()}  # a copy in a worker writes a file of its own
+
     def refresh(self) -> None:
         """Reads what was committed since."""
-        self._refreshed = time.monotonic()
+        self.refreshed = time.monotonic()
         lost: dict[bytes, Path] = {}
         for path in sorted(self.folder.glob("*.index")):
             rows = path.with_suffix(".rows")
@@ -172,22 +181,22 @@ class FeatureStore:
 
     def has(self, key: bytes) -> bool:
         """See Features. Looks now and then at what others have written."""
-        if time.monotonic() - self._refreshed > 2 * _COMMIT_S:
+        if time.monotonic() - self.refreshed > 2 * _COMMIT_S:
             self.refresh()
         return key in self._places or key in self._added
 
     def add(self, key: bytes, features: Tensor) -> None:
         """See Features. Others see it after ``close`` or a while."""
-        if self._writer is None:
+        if self._writer is None or self._writer.pid != os.getpid():  # a forked worker has its parent's
             self._writer = FeatureWriter(self.folder, self.space)
         self._writer.add(key, features)
         self._added.add(key)
 
     def close(self) -> None:
         """See Features; also reads what others have written."""
-        if self._writer is not None:
+        if self._writer is not None and self._writer.pid == os.getpid():
             self._writer.close()
-            self._writer = None
+        self._writer = None
         self.refresh()
 
     def rows(self) -> Rows:
@@ -230,7 +239,7 @@ class MappedRows:
         return found
 
     def _mapped(self, path: Path) -> NDArray[Any]:
-        kind = np.int32 if DTYPES[self._space.dtype].itemsize == 4 else np.int16
+        kind, _ = _STORED[DTYPES[self._space.dtype].itemsize]
         try:
             count = path.stat().st_size // self._space.row_bytes
             return np.memmap(path, dtype=kind, mode="r", shape=(count, *self._space.shape))
@@ -242,11 +251,11 @@ class FeatureWriter:
     """Appends to files that no other process writes."""
 
     def __init__(self, folder: Path, space: Space, shard_bytes: int = _SHARD_BYTES) -> None:
-        self.folder, self.space = folder, space
+        self.folder, self.space, self.pid = folder, space, os.getpid()
         self._most = max(1, shard_bytes // space.row_bytes)
         self._pending = bytearray()
         self._number = self._uncommitted = 0
-        self._rows: BinaryIO | None = None
+        self._rows: FileIO | None = None  # without a buffer, which a fork would write twice
         self._committed = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / SPACE).is_file():
@@ -256,14 +265,16 @@ class FeatureWriter:
         """Append features [P, C']; commits now and then. Raises DataError when the disk is full."""
         assert tuple(features.shape) == self.space.shape, (features.shape, self.space.shape)
         assert features.dtype == DTYPES[self.space.dtype], (features.dtype, self.space.dtype)
-        width = torch.int32 if features.element_size() == 4 else torch.int16
-        content = features.contiguous().view(width).numpy().data
+        _, width = _STORED[features.element_size()]
+        content = features.contiguous().view(width).numpy().data.cast("B")
         try:
             if self._rows is None or self._number == self._most:
                 self.close()
                 self._path = self.folder / f"{secrets.token_hex(6)}.rows"
-                self._rows, self._number = self._path.open("xb"), 0
-            self._rows.write(content)
+                self._rows, self._number = self._path.open("xb", buffering=0), 0
+            written = 0
+            while written < len(content):
+                written += self._rows.write(content[written:])
             self._pending += _INDEX.pack(key, self._number, zlib.crc32(content))
             self._number += 1
             self._uncommitted += self.space.row_bytes
@@ -275,7 +286,6 @@ class FeatureWriter:
     def commit(self) -> None:
         """Rows first, then the index that speaks of them."""
         if self._rows is not None and self._pending:
-            self._rows.flush()
             os.fsync(self._rows.fileno())
             _append(self._path.with_suffix(".index"), self._pending)
         self._pending.clear()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ from minigpt4.processors.base import ImageProcessor, TextProcessor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minigpt4.common.types import Pixels
     from minigpt4.datasets.cached_pictures import CachedPictures
+    from minigpt4.datasets.picture_cache import PictureCache
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class MapDataset(ABC):
         self.recipe = recipe
         self.bad: set[int] = set()
         self.features: CachedPictures | None = None  # frozen features in the place of pixels
+        self.picture_cache: PictureCache | None = None  # decoded and scaled pictures on disk
 
     @abstractmethod
     def __len__(self) -> int:
@@ -190,9 +193,19 @@ class MapDataset(ABC):
 
     def open(self, source: ImageSource) -> Image.Image:
         """A picture as the processor wants it: decoded, or with ``image_backend: fast`` not."""
-        if self.features is not None:  # its size alone is asked for
-            return open_image(source, decode=False)
         return open_image(source) if self.cfg.image_backend == "exact" else open_encoded(source)
+
+    def _opened(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+        """The pictures; where pixels are known already, their sizes alone."""
+        if self.features is None and self.picture_cache is None:
+            return [self.open(source) for source in sources]
+        return [open_image(source, decode=False) for source in sources]
+
+    def _pixels(self, sources: Sequence[ImageSource], pictures: ImageSizes) -> tuple[Tensor | Pixels, ...]:
+        if self.picture_cache is None:
+            return tuple(self.recipe.vision.prepare(image) for image in pictures.images)
+        prepare = self.recipe.vision.prepare
+        return tuple(self.picture_cache(source, lambda source: prepare(self.open(source))) for source in sources)
 
     def make_sample(
         self, index: int, record: Record, sources: Callable[[], Sequence[ImageSource]], sample_id: str, rng: Random
@@ -202,17 +215,18 @@ class MapDataset(ABC):
 
         Raises DataError when tags and pictures differ in number.
         """
-        pictures = ImageSizes(lambda: [self.open(source) for source in sources()])
+        located = cache(sources)  # looked up when a prompt or the format asks
+        pictures = ImageSizes(lambda: self._opened(located()))
         turns = self.recipe.turns({**record, "image_sizes": pictures}, rng)
         tags = sum(turn.prompt.count(IMAGE_TAG) for turn in turns)
         if tags not in (0, len(record["images"])):
             raise DataError(f"the prompts hold {tags} {IMAGE_TAG}, but there are {len(record['images'])} images")
         if not tags:
-            tensors: tuple[Tensor, ...] = ()
+            tensors: tuple[Tensor | Pixels, ...] = ()
         elif self.features is not None:
             tensors = self.features[index]
         else:
-            tensors = tuple(self.recipe.vision(image) for image in pictures.images)
+            tensors = self._pixels(located(), pictures)
         return Sample(turns, tensors, f"{self.name}/{sample_id}", {"dataset": self.name})
 
 

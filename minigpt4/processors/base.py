@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from minigpt4.common.types import Pixels
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 DEFAULT_IMAGE = "blip2_image_train"
@@ -32,10 +34,15 @@ class ImageSpec:
 class ImageProcessor(ABC):
     """PIL image -> float32 [3, S, S], normalised. Objects are picklable: they travel to loader workers.
 
+    A subclass whose last step is ``(x / 255 - mean) / std`` gives ``prepare`` too: bytes are moved and kept cheaper.
     is_random: the same picture does not always give the same pixels.
     """
 
     is_random: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if "__call__" in cls.__dict__ and "prepare" not in cls.__dict__:
+            cls.prepare = ImageProcessor.prepare  # type: ignore[method-assign]  # what was written last counts
 
     def __init__(self, cfg: ProcessorConfig, image: ImageSpec) -> None:
         self.cfg = cfg
@@ -53,6 +60,10 @@ class ImageProcessor(ABC):
     @abstractmethod
     def __call__(self, image: Image.Image) -> Tensor:
         """One picture; a training processor with augmentation gets its draws from its caller's seed."""
+
+    def prepare(self, image: Image.Image) -> Tensor | Pixels:
+        """One picture for training, where the normalisation may be left to the device."""
+        return self(image)
 
     def fast(self) -> ImageProcessor:
         """The same with ``image_backend: fast``: pictures come undecoded. Raises ConfigError where that is unknown."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
+from minigpt4.common.types import Pixels
 from minigpt4.processors.base import ImageProcessor
 
 
@@ -24,18 +25,20 @@ class Blip2ImageTrain(ImageProcessor):
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image of any mode -> [3, S, S] float32."""
-        side = self.spec.size
-        rgb = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        return self._normalised(torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous())
+        return Pixels(self._scaled(image), self.spec.mean, self.spec.std).normalised()
+
+    def prepare(self, image: Image.Image) -> Tensor | Pixels:
+        """PIL image of any mode -> [3, S, S] uint8."""
+        return Pixels(self._scaled(image), self.spec.mean, self.spec.std)
 
     def fast(self) -> ImageProcessor:
         """JPEG files are decoded and scaled by torchvision."""
         return FastBlip2Image(self.cfg, self.spec)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """pixels [3, S, S] uint8 -> float32."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.spec.mean, self.spec.std))
-        return pixels.float().div_(255).sub_(mean).div_(std)
+    def _scaled(self, image: Image.Image) -> Tensor:
+        side = self.spec.size
+        rgb = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
 
 class FastBlip2Image(Blip2ImageTrain):
@@ -45,13 +48,13 @@ class FastBlip2Image(Blip2ImageTrain):
     Pillow and are exact. Pictures come undecoded, over a stream that holds the file.
     """
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Undecoded picture -> [3, S, S] float32. Raises DataError for one that cannot be decoded."""
+    def _scaled(self, image: Image.Image) -> Tensor:
+        """Undecoded picture -> [3, S, S] uint8. Raises DataError for one that cannot be decoded."""
         pixels = self._decoded(image) if isinstance(image, JpegImageFile) and image.mode in ("RGB", "L") else None
         if pixels is not None:
-            return self._normalised(pixels)
+            return pixels
         try:
-            return super().__call__(image)
+            return super()._scaled(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"the image cannot be read: {' '.join(str(error).split())}") from error
 

@@ -37,6 +37,7 @@ from minigpt4.runners.parts import (
     raise_file_limit,
     watch_phases,
 )
+from minigpt4.runners.picture_cache import use_picture_cache
 from minigpt4.runners.progress import Progress
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
 from minigpt4.runners.vision_cache import use_cache
@@ -79,6 +80,7 @@ class RunnerBase:
         shown = held_out if run.evaluate else [*self.datasets, *held_out]
         passes = self.plan.passes(self.datasets, self.sampler, dist.world_size)
         features = use_cache(cfg, self.model, shown, dist, passes)
+        use_picture_cache(cfg, shown)
         self.validator = Validator(cfg, self.model, self.task, held_out, dist, features)
 
         lr_plan = schedule_plan(run, self.plan.iters_per_epoch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,9 @@ from torch import Tensor
 
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.files import free_disk
 from minigpt4.common.schema import Config, ProcessorConfig
+from minigpt4.common.types import as_floats
 from minigpt4.datasets.cached_pictures import Wanted, attach, preparation
 from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.feature_cache import Features, FeatureStore, MemoryFeatures, PictureNames, Space
@@ -137,8 +138,8 @@ def is_random(processor: ImageProcessor) -> bool:
         return True
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
-    first = processor(picture)
-    return any(not torch.equal(processor(picture), first) for _ in range(_DRAWS))
+    first = as_floats(processor.prepare(picture))
+    return any(not torch.equal(as_floats(processor.prepare(picture)), first) for _ in range(_DRAWS))
 
 
 def canary_processor(model: BaseModel) -> ImageProcessor:
@@ -238,12 +239,6 @@ def _free(model: BaseModel) -> None:
         log.info("vision cache: tower and Q-Former have left %s, which frees %s", model.device, size_text(freed))
     else:  # random weights on a CPU
         log.info("vision cache: tower and Q-Former stay in memory, checkpoints hold their weights")
-
-
-def free_disk(path: Path) -> int:
-    """Bytes that can be written below ``path``, which need not exist yet."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    return shutil.disk_usage(existing).free
 
 
 def free_memory() -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Encoded, Sample
+from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Encoded, Pixels, Sample, as_floats
 from minigpt4.models.generation import GenerateOptions, GenerationMixin
 
 _CHUNK = 64
@@ -64,7 +64,7 @@ def answer_samples(
         prompts = [model.encoder.encode_prompt(sample.turns[:-1], sample.turns[-1].prompt) for sample in chunk]
         pictures = [sample.images[: prompt.num_images] for sample, prompt in zip(chunk, prompts, strict=True)]
 
-        def images_of(chosen: Sequence[int], pictures: Sequence[tuple[Tensor, ...]] = pictures) -> Tensor:
+        def images_of(chosen: Sequence[int], pictures: Sequence[tuple[Tensor | Pixels, ...]] = pictures) -> Tensor:
             return stacked([image for i in chosen for image in pictures[i]])
 
         answers = answer_prompts(model, prompts, images_of, options, batch_size, advance)
@@ -75,9 +75,9 @@ def answer_samples(
     return result
 
 
-def stacked(images: Sequence[Tensor]) -> Tensor:
+def stacked(images: Sequence[Tensor | Pixels]) -> Tensor:
     """Pictures as one tensor [N, 3, S, S]; none give [0, 3, 1, 1]."""
-    return torch.stack(list(images)) if images else torch.zeros(0, 3, 1, 1)
+    return torch.stack([as_floats(image) for image in images]) if images else torch.zeros(0, 3, 1, 1)
 
 
 def shown_question(prompt: str) -> str:

@@ -224,7 +224,8 @@ def _save_window(training: Training, window: Sequence[Batch], number: int, repor
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"window_{number + 1}_rank{training.dist.rank}.pt"
     tensors = ("input_ids", "position_ids", "labels", "images")
-    rows = [{name: getattr(batch, name) for name in tensors} for batch in window]
+    read = [batch.to(torch.device("cpu")) for batch in window]  # as the model read it
+    rows = [{name: getattr(batch, name) for name in tensors} for batch in read]
     torch.save([{**row, "sample_ids": list(b.sample_ids)} for row, b in zip(rows, window, strict=True)], path)
     path.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return path

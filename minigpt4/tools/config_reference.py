@@ -100,7 +100,7 @@ in `MINIGPT4_WEIGHTS`. Text that an example leaves to you (`path/to/...`, `<...>
 | --- | --- |
 | `MINIGPT4_DATA` | folder of the published data sets, as the cards name them; default `./data` |
 | `MINIGPT4_WEIGHTS` | folder of language models, vision towers and checkpoints; default `./weights` |
-| `MINIGPT4_CACHE` | folder of `model.cache_vision`, for `run.cache_root`; default `<output_dir>/vision_cache` |"""
+| `MINIGPT4_CACHE` | `run.cache_root`, the folder of both caches; default `<output_dir>/vision_cache` |"""
 
 READ_AS = {
     "run.amp": "`run.precision`: `True` is `auto`, `False` is `fp32`",

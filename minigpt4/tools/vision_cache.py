@@ -1,4 +1,4 @@
-"""``minigpt4 cache``: the features that ``model.cache_vision`` keeps, without a training run."""
+"""``minigpt4 cache``: what ``model.cache_vision`` and ``run.cache_images`` keep, without a training run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of ``minigpt4 cache``."""
     parser = argparse.ArgumentParser(
         prog="minigpt4 cache",
-        description="Fill, look at, check and empty the cache of frozen vision features.",
+        description="Fill, look at, check and empty the cache of frozen vision features and decoded pictures.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("build", "compute what a run with cache_vision: disk would compute first"),
         ("info", "entries, bytes, and which weights they are of"),
         ("verify", "checksums of everything; with --cfg-path also recompute a sample"),
-        ("clear", "remove features"),
+        ("clear", "remove features and pictures"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
         is_built = name == "build"
@@ -85,19 +85,17 @@ def build(given: argparse.Namespace) -> int:
 
 
 def info(given: argparse.Namespace) -> int:
-    """Prints one block per set of features."""
+    """Prints one block per set of features or pictures."""
     from minigpt4.runners.vision_cache import size_text
 
     root = root_of(given)
     stores = stores_in(root)
-    print(f"{root}: {len(stores)} sets of features")
+    print(f"{root}: {len(stores)} sets of features or pictures")
     for store in stores:
         space, size = store.space, sum(path.stat().st_size for path in store.folder.iterdir())
-        positions, channels = space.shape
+        shape = " x ".join(map(str, space.shape))
         print(f"\n{space.key}")
-        print(
-            f"  entries  {len(store):,} pictures of {positions} x {channels} {space.dtype}, {size_text(size)} on disk"
-        )
+        print(f"  entries  {len(store):,} pictures of {shape} {space.dtype}, {size_text(size)} on disk")
         for key, value in {**space.notes, **space.about}.items():
             print(f"  {key:<9}{value}" if len(key) < 9 else f"  {key} {value}")
     return 0
@@ -116,8 +114,8 @@ def verify(given: argparse.Namespace) -> int:
     if given.cfg_path:
         wrong += recompute(given, root)
     if wrong:
-        hint = "`minigpt4 cache clear` removes the features, the next run computes them again"
-        print(f"{wrong} features are wrong; {hint}", file=sys.stderr)
+        hint = "`minigpt4 cache clear` removes them, the next run computes them again"
+        print(f"{wrong} entries are wrong; {hint}", file=sys.stderr)
     return int(wrong > 0)
 
 
@@ -159,7 +157,7 @@ def _difference(model: GenerationMixin, pictures: Pictures, number: int) -> floa
 
 
 def clear(given: argparse.Namespace) -> int:
-    """Removes all sets of features, or one."""
+    """Removes all sets, or one."""
     from minigpt4.datasets.feature_cache import clear_names, clear_space
     from minigpt4.runners.vision_cache import size_text
 
@@ -169,7 +167,7 @@ def clear(given: argparse.Namespace) -> int:
     freed = sum(clear_space(root, store.space.key) for store in selected)
     if len(selected) == len(stores):
         freed += clear_names(root)
-    print(f"{root}: removed {len(selected)} of {len(stores)} sets of features, {size_text(freed)}")
+    print(f"{root}: removed {len(selected)} of {len(stores)} sets, {size_text(freed)}")
     return 0
 
 
