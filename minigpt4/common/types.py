@@ -145,6 +145,11 @@ class Batch:
             return batch
         return replace(batch, images=normalise(batch.images, batch.image_norm), image_norm=None)
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the batch."""
+        found = (self.input_ids, self.position_ids, self.labels, self.images, self.image_order, self.image_norm)
+        return [tensor for tensor in found if tensor is not None]
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by ``DataLoader(pin_memory=True)``)."""
         return self._with(lambda tensor: tensor.pin_memory())

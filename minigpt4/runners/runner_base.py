@@ -25,6 +25,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.types import Batch
 from minigpt4.datasets.collate import WindowDataset, collate_padded
 from minigpt4.runners import job, overview, sanity
+from minigpt4.runners.ahead import copied_ahead
 from minigpt4.runners.parts import (
     build_datasets,
     build_model,
@@ -197,7 +198,7 @@ class RunnerBase:
             worker_init_fn=job.outlive_signals,
         )
         try:
-            for window in loader:
+            for window in copied_ahead(iter(loader), self.dist.device):
                 self.progress.add_bad(bad for batch in window for bad in batch.passed_over)
                 yield window
         except MiniGPT4Error as error:
