@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from minigpt4.common.errors import DataError
 from minigpt4.datasets import annotations as annotations_module
-from minigpt4.datasets import json_lists, record_index
+from minigpt4.datasets import json_lists, record_index, splits
 from minigpt4.datasets.annotations import Annotations, joined, read_annotations
 from tests.data_parts import builder, faces
 
@@ -378,3 +378,31 @@ def test_checks_splits_and_balance_are_those_of_the_plain_file(tmp_path: Path, m
     assert index_of(path).exists()
     assert by_index[:2] == plain[:2]
     assert by_index[2].names == plain[2].names and (by_index[2].of_record == plain[2].of_record).all()
+
+
+def held_out(path: Path, **val: Any) -> list[str]:
+    block = {"format": "vqa", "build_info": {"ann_path": str(path), "image_path": str(path.parent)}}
+    made = builder("mine", {**block, "val": {"fraction": 0.4, **val}}).build("val")
+    return [made.sample(0, index, 1).sample_id for index in range(len(made))]
+
+
+def test_hashes_of_a_split_are_kept_and_belong_to_one_content_and_one_setting(
+    tmp_path: Path, indexed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [
+        {"id": str(n), "image": name, "person": n // 3, "question": "who?", "answer": "me"}
+        for n, name in enumerate(faces(tmp_path, 12))
+    ]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    by_image, by_person = held_out(path), held_out(path, group_by="person")
+    assert 0 < len(by_image) < 12 and by_image != by_person
+    with monkeypatch.context() as patch:
+        patch.setattr(splits, "_hashes", lambda *given: pytest.fail("hashed again"))
+        assert held_out(path) == by_image and held_out(path, group_by="person") == by_person
+        assert held_out(path, fraction=0.9) != by_image  # the share is no part of what is kept
+    records[0]["image"], records[1]["image"] = records[1]["image"], records[0]["image"]
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    swapped = {"mine/0": "mine/1", "mine/1": "mine/0"}  # the picture decides, not the record
+    assert sorted(held_out(path)) == sorted(swapped.get(name, name) for name in by_image)
+    assert ("mine/0" in by_image) != ("mine/1" in by_image)  # else the swap shows nothing

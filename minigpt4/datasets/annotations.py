@@ -113,6 +113,7 @@ class Annotations(Sequence[Record]):
         self.root: Path | None = None  # folder of the pictures, where the layout decides it
         self.listing = ""  # stands for the content in the fingerprint, where ``paths`` are folders
         self.digests: dict[Path, str] = {}  # SHA-256 of files whose index knows it
+        self.is_whole = True  # no record of the files was left out
         self._parts: list[Part] = []
         self._starts: list[int] = []  # index of each part's first record
         self._open: PackedRecords | None = None  # the last part, while it may grow
@@ -182,12 +183,14 @@ class Annotations(Sequence[Record]):
         self.paths += other.paths
         self.listing += other.listing
         self.digests.update(other.digests)
+        self.is_whole &= other.is_whole
         self.layout, self.shape = other.layout, other.shape
 
     def filtered(self, keep: Callable[[Record], bool]) -> Annotations:
         """The records that ``keep`` keeps, with their places."""
         kept = array("Q", (index for index, record in enumerate(self) if keep(record)))
         out = Annotations()
+        out.is_whole = False
         out.paths, out.layout, out.shape = self.paths, self.layout, self.shape
         out.root, out.listing, out.digests = self.root, self.listing, self.digests
         out._groups = [(bisect_left(kept, first), label, section) for first, label, section in self._groups]

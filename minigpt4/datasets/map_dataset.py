@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -24,7 +22,6 @@ from minigpt4.datasets.balance import Groups, group_records
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
 from minigpt4.datasets.image_finder import ImageFinder
 from minigpt4.datasets.pictures import ImageSource, open_encoded, open_image
-from minigpt4.datasets.stored import StoredImage, content_hash
 from minigpt4.datasets.talks import with_part_images
 from minigpt4.processors.base import ImageProcessor, TextProcessor
 
@@ -316,38 +313,3 @@ def record_id(record: Record, index: int) -> str:
         if record.get(key) not in (None, ""):
             return str(record[key])
     return str(index)
-
-
-def split_indices(
-    annotations: Annotations, recipe: Recipe, finder: ImageFinder, cfg: DatasetConfig, split: str
-) -> Sequence[int]:
-    """Indices of 'train' or 'val' when a fraction is held out; all records of one group fall on one side.
-
-    A group is a value of ``val.group_by``: the image path, or any other field (a person, a video).
-    The side is a hash of that value, so it stays the same when records are added.
-    """
-    chosen = array("Q")  # a list of numbers takes five times as much, in every loader worker
-    for index, record in enumerate(annotations):
-        mapped = recipe.mapped(record)
-        if cfg.val.group_by == "image":
-            group: Any = "|".join(map(_same_picture, finder.named(mapped)["images"])) or record_id(mapped, index)
-        elif cfg.val.group_by in mapped:
-            group = mapped[cfg.val.group_by]
-        else:
-            columns = ", ".join(map(str, mapped))
-            raise DataError(f"{annotations.where(index)}: val.group_by '{cfg.val.group_by}' is no field of: {columns}")
-        if (_unit_hash(str(group)) < cfg.val.fraction) == (split == "val"):
-            chosen.append(index)
-    if not chosen:
-        share = f"val.fraction {cfg.val.fraction} of {len(annotations)} records"
-        raise DataError(f"dataset '{cfg.name}': {share} leaves no sample for split '{split}'")
-    return chosen
-
-
-def _same_picture(image: str | StoredImage) -> str:
-    """Equal for one picture in many rows: tables hold it once per row, often under one name for all."""
-    return content_hash(image) if isinstance(image, StoredImage) else image
-
-
-def _unit_hash(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

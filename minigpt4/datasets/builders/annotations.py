@@ -23,10 +23,10 @@ from minigpt4.datasets.map_dataset import (
     ImageSizes,
     Recipe,
     map_fields,
-    split_indices,
 )
 from minigpt4.datasets.pictures import open_image
 from minigpt4.datasets.sources import check_source, read_sources
+from minigpt4.datasets.splits import split_indices
 
 log = logging.getLogger(__name__)
 
