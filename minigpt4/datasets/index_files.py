@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def version_of(source: Path, layout: int) -> dict[str, int]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "layout": layout}
 
 
-def read_indices(source: Path, version: dict[str, int], row_size: int) -> Iterator[IndexFile]:
+def read_indices(source: Path, version: Mapping[str, Any], row_size: int) -> Iterator[IndexFile]:
     """Indices of ``source`` that are of this version and not cut off, one at most per place."""
     for place in index_places(source):
         try:

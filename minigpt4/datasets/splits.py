@@ -65,7 +65,7 @@ def _kept_hashes(
     settings = json.dumps([sorted(recipe.fields.items()), cfg.val.group_by, finder.names])
     first = annotations.paths[0]
     source = first.with_name(f"{first.name}.{hashlib.sha256(settings.encode()).hexdigest()[:8]}.split")
-    version = {"layout": _LAYOUT, "records": len(annotations), "content": annotations.fingerprint()}
+    version: dict[str, Any] = {"layout": _LAYOUT, "records": len(annotations), "content": annotations.fingerprint()}
     for found in read_indices(source, version, _HASH.itemsize):
         return np.fromfile(found.path, _HASH, offset=found.start)
     hashes = np.fromiter(_hashes(annotations, recipe, finder, cfg), _HASH)
