@@ -31,14 +31,19 @@ class ReferenceLoop:
         self.model, self.encoder, self.tokenizer = model, model.encoder, model.encoder.tokenizer
         llm = stock_language_model(model).train(model.training)
         self.lm: Any = llm.get_base_model()
-        self.lm.config.use_cache = not recompute
         if recompute:
             self.lm.gradient_checkpointing_enable({"use_reentrant": True})
-        for module in model.visual_encoder.modules():
-            if isinstance(module, EvaAttention):
-                module.fused_attn = False
+        self.set_switches("eager", not recompute)
         trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
         self.parameters: list[nn.Parameter] = [*trained, *model.projection_parameters()]
+
+    def set_switches(self, attention: str, use_cache: bool) -> None:
+        """Attention of both transformers, ``eager`` (the reference's) or ``sdpa``; a key-value cache in training."""
+        self.lm.set_attn_implementation(attention)
+        self.lm.config.use_cache = use_cache
+        for module in self.model.visual_encoder.modules():
+            if isinstance(module, EvaAttention):
+                module.fused_attn = attention == "sdpa"
 
     def loss(self, images: Tensor, instructions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """images [B, 3, S, S] and their texts -> mean loss over supervised tokens."""
@@ -90,12 +95,14 @@ class ReferenceLoop:
 def stock_language_model(model: GenerationMixin) -> Any:
     """The language model of ``model`` as transformers and peft build it, with eager attention and equal weights."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     cfg = model.cfg
-    llm: Any = AutoModelForCausalLM.from_pretrained(
-        cfg.llama_model, dtype=torch.float32, attn_implementation="eager"
-    ).requires_grad_(False)
+    if cfg.llama_weights == "random":  # there is no file: the weights come below
+        llm: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(cfg.llama_model), dtype=torch.float32)
+    else:
+        llm = AutoModelForCausalLM.from_pretrained(cfg.llama_model, dtype=torch.float32)
+    llm.requires_grad_(False)
     adapters = LoraConfig(
         r=cfg.lora_r,
         lora_alpha=cfg.lora_alpha,

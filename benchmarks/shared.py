@@ -1,4 +1,4 @@
-"""What several benchmarks need: their command line, processes of their own, small random models, samples of a length."""
+"""What several benchmarks need: a command line, processes of their own, small random models, texts of a length."""
 
 from __future__ import annotations
 

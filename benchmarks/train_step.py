@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 VARIANTS = {
     "reference": "the reference's way",
     "ours": "this project's way",
@@ -113,8 +114,7 @@ def build_language_model(folder: Path) -> float:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    sys.path[:0] = [str(HERE)]
-    from train_step_worker import product_seconds, recipe
+    from benchmarks.train_step_worker import product_seconds, recipe
 
     shape = recipe()["shape"]
     torch.set_num_threads(1)

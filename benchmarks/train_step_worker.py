@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # this checkout, wherever the command was given
+sys.path.insert(0, str(HERE.parent))  # this checkout, wherever the command was given
 
 import torch  # noqa: E402
-from reference_loop import ReferenceLoop  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from minigpt4.common.types import Sample, Turn  # noqa: E402
+from benchmarks.reference_loop import ReferenceLoop  # noqa: E402
+from minigpt4.common.types import Batch, Sample, Turn  # noqa: E402
 from minigpt4.datasets.collate import collate_packed, collate_padded  # noqa: E402
 from minigpt4.models.minigpt_v2 import MiniGPTv2, MiniGPTv2Config  # noqa: E402
 from minigpt4.runners.parts import choose_packing  # noqa: E402
@@ -92,18 +92,7 @@ def run(step: Step, parameters: Sequence[nn.Parameter], batches: int) -> dict[st
 
 def our_step(model: MiniGPTv2, images: Tensor, samples: Sequence[Sequence[dict[str, Any]]]) -> Step:
     """The project's own path; batches are made before the step, as loader workers make them."""
-    is_packed = choose_packing("auto", model) == "packed"
-
-    def collate(batch: Sequence[dict[str, Any]]) -> Any:
-        turned = [
-            Sample((Turn(s["instruction_input"], s["answer"]),), (images[s["image"]],), str(number))
-            for number, s in enumerate(batch)
-        ]
-        if is_packed:
-            return collate_packed(turned, model.encoder, ROW_TOKENS)
-        return [collate_padded(turned, model.encoder)]
-
-    collated = [collate(batch) for batch in samples]
+    collated = [as_rows(model, images, batch) for batch in samples]
 
     def step(number: int) -> float:
         rows = collated[number]
@@ -116,6 +105,17 @@ def our_step(model: MiniGPTv2, images: Tensor, samples: Sequence[Sequence[dict[s
         return total
 
     return step
+
+
+def as_rows(model: MiniGPTv2, images: Tensor, batch: Sequence[dict[str, Any]]) -> list[Batch]:
+    """A micro-batch of the workload as the project's loader makes it for ``model``."""
+    samples = [
+        Sample((Turn(s["instruction_input"], s["answer"]),), (images[s["image"]],), str(number))
+        for number, s in enumerate(batch)
+    ]
+    if choose_packing("auto", model) == "packed":
+        return collate_packed(samples, model.encoder, ROW_TOKENS)
+    return [collate_padded(samples, model.encoder)]
 
 
 def reference_step(loop: ReferenceLoop, images: Tensor, samples: Sequence[Sequence[dict[str, Any]]]) -> Step:
