@@ -20,7 +20,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -31,6 +30,9 @@ from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.shared import in_process, parser, write_json  # noqa: E402
+
 SIDES = (224, 448)
 WAYS = ("exact", "fast", "cached")
 """image_backend, and exact pixels from the picture cache (``run.cache_images``), filled before."""
@@ -40,14 +42,12 @@ GATES = {"fast_ratio": 2.0, "start_s": 5.0, "bytes_per_record": 100.0, "bytes_af
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns 1 when a gate is missed in the gated mode."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds over the pictures (default 5)")
-    parser.add_argument("--quick", action="store_true", help="2 rounds, records up to 100k, ungated")
-    parser.add_argument("--records-only", action="store_true", help="leave the pictures out")
-    parser.add_argument("--pictures-only", action="store_true", help="leave the records out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--worker", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "2 rounds, records up to 100k, ungated")
+    options.add_argument("--rounds", type=int, default=5, help="alternating rounds over the pictures (default 5)")
+    options.add_argument("--records-only", action="store_true", help="leave the pictures out")
+    options.add_argument("--pictures-only", action="store_true", help="leave the records out")
+    options.add_argument("--worker", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
+    given = options.parse_args(argv)
     if given.worker:
         print(json.dumps(open_records(given.worker[0], Path(given.worker[1]))))
         return 0
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures: dict[str, Any] = {"pictures": [] if given.records_only else time_pictures(Path(folder), rounds)}
         sizes = () if given.pictures_only else sizes
         figures["records"] = [row for size in sizes for row in time_records(Path(folder), size)]
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_json(given.json, figures)
     report(figures)
     missed = misses(figures)
     for line in missed:
@@ -168,15 +167,16 @@ def link_shards(folder: Path, size: int) -> tuple[Path, float]:
     """A folder of shards with ``size`` records, indexed, and the seconds that indexing one record takes."""
     from minigpt4.datasets.shards import index_shard
 
-    first = folder / "shard.tar"
+    per_shard = min(size, PER_SHARD)
+    first = folder / f"shard_{per_shard}.tar"
     if not first.exists():  # pictures are tiny: nothing of them is read at the start
-        write_tar(first, ((f"{number:09d}", b"jpeg") for number in range(PER_SHARD)))
+        write_tar(first, ((f"{number:09d}", b"jpeg") for number in range(per_shard)))
     begun = time.perf_counter()
     index = index_shard(first)
     seconds = (time.perf_counter() - begun) / index.count
     shards = folder / f"shards_{size}"
     shards.mkdir()
-    for number in range(size // PER_SHARD):
+    for number in range(size // per_shard):
         os.link(first, shards / f"{number:05d}.tar")
         os.link(index.path, shards / f".{number:05d}.tar.index")
     return shards, seconds
@@ -201,31 +201,19 @@ def time_records(folder: Path, size: int) -> list[dict[str, Any]]:
     """Starts over ``size`` records, in processes of their own."""
     print(f"{size:,} records ...", file=sys.stderr, flush=True)
     shards, index_s = link_shards(folder, size)
-    rows = [{"kind": "shards", "records": size, **in_process("shards", shards)}]
+    rows = [{"kind": "shards", "records": size, **in_process(__file__, "--worker", "shards", str(shards))}]
     if size == PER_SHARD:  # only the first one was not indexed yet
         rows[0]["index_us"] = index_s * 1e6
     for kind, ending in (("json list", "json"), ("json lines", "jsonl")):
         annotations = write_annotations(folder / f"records_{size}.{ending}", size)
-        first = in_process("annotations", annotations)
+        first = in_process(__file__, "--worker", "annotations", str(annotations))
         is_indexed = annotations.with_name(f".{annotations.name}.index").exists()
-        later = in_process("annotations", annotations)
+        later = in_process(__file__, "--worker", "annotations", str(annotations))
         if first["content"] != later["content"]:
             raise SystemExit(f"{annotations.name}: the second start read other records than the first")
         rows.append({"kind": kind, "records": size, "first_s": first["start_s"], "indexed": is_indexed, **later})
         annotations.unlink()
     return rows
-
-
-def in_process(kind: str, path: Path) -> dict[str, Any]:
-    """``open_records`` in a fresh process with one thread."""
-    command = [sys.executable, str(Path(__file__)), "--worker", kind, str(path)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{kind} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
 
 
 def open_records(kind: str, path: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,20 +24,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.shared import in_process, parser, write_json  # noqa: E402
+
 VARIANTS = ("off", "build", "disk")
 BATCH = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (default 3)")
-    parser.add_argument("--pictures", type=int, default=1024, help="pictures, a multiple of 32 (default 1024)")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the pictures per run (default 4)")
-    parser.add_argument("--quick", action="store_true", help="one round of two epochs of 256 pictures")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--worker", nargs=2, metavar=("VARIANT", "YAML"), help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "one round of two epochs of 256 pictures")
+    options.add_argument("--rounds", type=int, default=3, help="alternating rounds (default 3)")
+    options.add_argument("--pictures", type=int, default=1024, help="pictures, a multiple of 32 (default 1024)")
+    options.add_argument("--epochs", type=int, default=4, help="passes over the pictures per run (default 4)")
+    options.add_argument("--worker", nargs=2, metavar=("VARIANT", "YAML"), help=argparse.SUPPRESS)
+    given = options.parse_args(argv)
     if given.worker:
         print(json.dumps(work(given.worker[0], given.worker[1])))
         return 0
@@ -49,24 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(rounds):
             for name in VARIANTS:  # disk reads what build has written
                 print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
-                runs[name].append(start(name, config))
+                runs[name].append(in_process(__file__, "--worker", name, str(config)))
     figures = summarise(runs, pictures, epochs)
-    if given.json:
-        given.json.write_text(json.dumps({**figures, "runs": runs}, indent=1), encoding="utf-8")
+    write_json(given.json, {**figures, "runs": runs})
     report(figures)
     return 0
-
-
-def start(variant: str, config: Path) -> dict[str, Any]:
-    """One variant in a fresh process with one thread."""
-    command = [sys.executable, str(Path(__file__)), "--worker", variant, str(config)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{variant} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
 
 
 def write_run(folder: Path, pictures: int, epochs: int) -> Path:

@@ -62,15 +62,15 @@ def measure(folder: Path, vocabulary: int, lengths: Sequence[int]) -> list[dict[
         turn = Turn(f"<Img>{IMAGE_TAG}</Img> {words.text(20)}", words.text(length - 1))  # and the end token
         (row,) = collate_packed([Sample((turn,), (features[0],), "")], model.encoder, 4096)
 
-        def ours(row: Any = row) -> float:
+        def ours(row: Any = row) -> Any:
             loss = model(row).loss_sum / row.num_target_tokens
             loss.backward()
-            return float(loss)
+            return loss.item()
 
-        def reference(turn: Any = turn) -> float:
+        def reference(turn: Any = turn) -> Any:
             loss = loop.loss(pictures, [turn.prompt], [turn.answer])
             loss.backward()
-            return float(loss)
+            return loss.item()
 
         cells.append({"vocabulary": vocabulary, "tokens": row.num_target_tokens, **compare(ours, reference, trained)})
     return cells
