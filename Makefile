@@ -38,8 +38,11 @@ torture: install ## kills, full disks, lost ranks for some minutes; MINUTES=30 g
 quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 	$(BIN)/python -m minigpt4.tools.quickstart
 
-bench: install ## every benchmark in its quick form: ratios of two programs in one run, JSON in output/bench
+bench: install ## every benchmark in its quick form: ratios of two programs in one run; JSON and charts in output/bench
 	mkdir -p output/bench
-	for name in train_step feature_cache data_loading data_wait doctor chat; do \
-	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py --quick --json output/bench/$$name.json; \
+	for name in train_step wastes memory_growth packing feature_cache data_loading data_growth data_wait ddp_scaling \
+	  doctor chat "gpu_real_size --size tiny --only reference ours"; do \
+	  set -- $$name; echo "== $$1"; \
+	  $(BIN)/python benchmarks/$$1.py "$${@:2}" --quick --json output/bench/$$1.json; \
 	done
+	$(BIN)/python benchmarks/charts.py output/bench --out output/bench

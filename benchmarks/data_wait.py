@@ -32,10 +32,10 @@ GATE = 0.03
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 when the gate is missed."""
+    """Measure and print; 1 when the gate is missed in the gated mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=48, help="optimiser steps per run (default 48)")
-    parser.add_argument("--quick", action="store_true", help="16 windows")
+    parser.add_argument("--quick", action="store_true", help="16 windows, ungated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args(argv)
     windows = 16 if given.quick else given.windows
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"gate: {100 * found:.1f} % of a step waits with 2 workers, allowed {100 * GATE:.0f} %")
     if given.json:
         given.json.write_text(json.dumps({"shares": shares, "windows": windows}, indent=1), encoding="utf-8")
-    return int(found > GATE)
+    return int(found > GATE and not given.quick)
 
 
 def enlarge(folder: Path, size: int) -> None:

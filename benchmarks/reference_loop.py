@@ -19,18 +19,25 @@ from torch.nn import functional
 
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TAG
 from minigpt4.models.generation import GenerationMixin
+from minigpt4.models.llm import causal_lm
 
 
 class ReferenceLoop:
     """The forward of the reference for instruction samples with one image each, on a copy of ``model``'s weights.
 
-    ``recompute``: the reference's ``use_grad_checkpoint_llm`` (re-entrant, as there).
+    ``recompute``: the reference's ``use_grad_checkpoint_llm`` (re-entrant, as there). ``copies``: False takes the
+    language model of ``model`` itself, which must have been built of the libraries' own layers (for models too large to
+    be held twice). ``keeps_outputs``: logits and key-value cache live until the next step, as in the fork.
     """
 
-    def __init__(self, model: GenerationMixin, recompute: bool = False) -> None:
+    def __init__(
+        self, model: GenerationMixin, recompute: bool = False, copies: bool = True, keeps_outputs: bool = False
+    ) -> None:
         self.model, self.encoder, self.tokenizer = model, model.encoder, model.encoder.tokenizer
-        llm = stock_language_model(model).train(model.training)
-        self.lm: Any = llm.get_base_model()
+        llm = stock_language_model(model).train(model.training) if copies else model.llama_model
+        self.lm: Any = causal_lm(llm)
+        self.keeps_outputs = keeps_outputs
+        self.kept: tuple[Any, ...] = ()
         if recompute:
             self.lm.gradient_checkpointing_enable({"use_reentrant": True})
         self.set_switches("eager", not recompute)
@@ -48,7 +55,9 @@ class ReferenceLoop:
     def loss(self, images: Tensor, instructions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """images [B, 3, S, S] and their texts -> mean loss over supervised tokens."""
         embeddings, mask, targets = self.inputs(images, instructions, answers)
-        logits = self.lm(inputs_embeds=embeddings, attention_mask=mask).logits.float()  # [B, T, V]
+        outputs = self.lm(inputs_embeds=embeddings, attention_mask=mask)
+        logits = outputs.logits.float()  # [B, T, V]
+        self.kept = (outputs, logits) if self.keeps_outputs else ()
         flat = logits[:, :-1].reshape(-1, logits.shape[-1])
         return functional.cross_entropy(flat, targets[:, 1:].reshape(-1), ignore_index=IGNORE_INDEX)
 
@@ -63,33 +72,36 @@ class ReferenceLoop:
         contexts = [self._context(embed, text, image) for text, image in zip(instructions, image_embeds, strict=True)]
         lengths = [len(context) for context in contexts]
         width = max(lengths)
-        pad = embed(torch.tensor([self.tokenizer.pad_id]))  # [1, D]
+        pad = embed(self._ids([self.tokenizer.pad_id]))  # [1, D]
         padded = torch.stack([torch.cat([c, pad.expand(width - len(c), -1)]) for c in contexts])  # [B, C, D]
         ids, is_real = self._answers(answers)  # [B, A]
         answer_embeds = embed(ids)
-        bos = embed(torch.tensor([self.tokenizer.bos_id]))
+        bos = embed(self._ids([self.tokenizer.bos_id]))
         rows, masks, targets = [], [], []
         for row, length in enumerate(lengths):
             rows.append(torch.cat([bos, padded[row, :length], answer_embeds[row], padded[row, length:]]))
-            tail = torch.zeros(width - length, dtype=torch.long)
-            masks.append(torch.cat([torch.ones(1 + length, dtype=torch.long), is_real[row], tail]))
+            tail = self._ids([0] * (width - length))
+            masks.append(torch.cat([self._ids([1] * (1 + length)), is_real[row], tail]))
             target = ids[row].masked_fill(is_real[row] == 0, IGNORE_INDEX)
-            before = torch.full((1 + length,), IGNORE_INDEX)
-            targets.append(torch.cat([before, target, torch.full((width - length,), IGNORE_INDEX)]))
+            ignored = self._ids([IGNORE_INDEX] * (1 + width))
+            targets.append(torch.cat([ignored[: 1 + length], target, ignored[1 + length :]]))
         return torch.stack(rows), torch.stack(masks), torch.stack(targets)
 
     def _context(self, embed: nn.Module, instruction: str, image: Tensor) -> Tensor:
         text = self.encoder.prompt_template.replace("{}", instruction) if self.encoder.wrap else instruction
-        before, after = (embed(torch.tensor(self.tokenizer.encode(part))) for part in text.split(IMAGE_TAG))
+        before, after = (embed(self._ids(self.tokenizer.encode(part))) for part in text.split(IMAGE_TAG))
         return torch.cat([before, image, after])
 
     def _answers(self, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, longest answer], right padded, cut at max_txt_len."""
         ids = [self.tokenizer.encode(a + self.encoder.end_sym)[: self.encoder.max_txt_len] for a in answers]
         width = max(map(len, ids))
-        rows = torch.tensor([row + [self.tokenizer.pad_id] * (width - len(row)) for row in ids])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        rows = self._ids([row + [self.tokenizer.pad_id] * (width - len(row)) for row in ids])
+        mask = self._ids([[1] * len(row) + [0] * (width - len(row)) for row in ids])
         return rows, mask
+
+    def _ids(self, numbers: Sequence[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
 
 
 def stock_language_model(model: GenerationMixin) -> Any:
