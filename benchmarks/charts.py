@@ -72,7 +72,10 @@ def packing(figures: dict[str, Any]) -> str:
     """Share of real positions, largest micro-batch."""
     size = max(row["micro_batch"] for row in figures["positions"])
     groups = [
-        (f"{row['mixture']}, {row['image_tokens']}", [(row["packed"], 0), (row["padded"], 2), (row["reference"], 1)])
+        (
+            f"{row['mixture']}, {row['image_tokens']} a picture",
+            [(row["packed"], 0), (row["padded"], 2), (row["reference"], 1)],
+        )
         for row in figures["positions"]
         if row["micro_batch"] == size
     ]
@@ -146,7 +149,7 @@ def lines(title: str, below: str, series: Sequence[Series]) -> str:
     left, right, top, bottom = 70, WIDTH - 190, 50, 340
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
-    across, up = Scale(min(xs), max(xs), left, right), Scale(min(ys), max(ys), bottom, top)
+    across, up = Scale(min(xs), max(xs), left, right), Scale(*around(min(ys), max(ys)), bottom, top)
     parts = [text(20, 28, title, "title"), text((left + right) / 2, bottom + 42, below, "soft", "middle")]
     for tick in up.ticks():
         parts.append(f'<path class="axis" d="M{left} {up(tick):.1f}H{right}"/>')
@@ -158,12 +161,25 @@ def lines(title: str, below: str, series: Sequence[Series]) -> str:
         place = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in one.points)
         dash = " dash" * one.is_dashed
         parts.append(f'<polyline class="line c{one.colour}{dash}" points="{place}"/>')
+        dots = (
+            f'<circle class="bar c{one.colour}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>' for x, y in one.points
+        )
+        parts += dots
         parts.append(text(right + 12, end, one.name, f"name c{one.colour}"))
     return page(parts, bottom + 60)
 
 
+def around(least: float, most: float) -> tuple[float, float]:
+    """1, 2 or 5 times powers of ten that enclose the values and lie a decade apart or more: no change looks larger."""
+    steps = [factor * 10.0**power for power in range(-6, 13) for factor in (1, 2, 5)]
+    low, high = max(step for step in steps if step <= least), min(step for step in steps if step >= most)
+    if high < 10 * low:
+        low = max(step for step in steps[::3] if step <= least)
+    return low, max(high, 10 * low)
+
+
 class Scale:
-    """Values to pixels along a logarithmic axis that ends at powers of ten or twice or five times one."""
+    """Values to pixels along a logarithmic axis."""
 
     def __init__(self, least: float, most: float, start: float, end: float) -> None:
         self.least, self.most, self.start, self.end = least, max(most, least * 1.01), start, end
@@ -193,11 +209,11 @@ def spread_out(places: Sequence[float], least: float = 16) -> list[float]:
 
 
 def short(value: float) -> str:
-    """1000 -> 1k, 2000000 -> 2M."""
+    """1000 -> 1k, 2000000 -> 2M, 1024 as it is."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.4g}"
+        if value >= size and value % size == 0:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def key(names: Sequence[str], colours: Sequence[int], y: float) -> list[str]:

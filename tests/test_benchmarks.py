@@ -150,5 +150,12 @@ def test_ticks_lie_on_their_axis(least: float, most: float) -> None:
     assert all(-1e-6 <= scale(tick) <= 100 + 1e-6 for tick in scale.ticks())
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"), [((7.5, 645), (5, 1000)), ((24, 60), (10, 100)), ((3, 3), (1, 10)), ((90, 110), (10, 200))]
+)
+def test_an_axis_spans_a_decade_at_least(values: tuple[float, float], ends: tuple[float, float]) -> None:
+    assert charts.around(*values) == pytest.approx(ends)
+
+
 def test_numbers_on_axes_are_short() -> None:
-    assert [charts.short(value) for value in (0.5, 20, 1024, 2e6)] == ["0.5", "20", "1.024k", "2M"]
+    assert [charts.short(value) for value in (0.5, 20, 1024, 2e6)] == ["0.5", "20", "1024", "2M"]
