@@ -296,7 +296,7 @@ class Job:
         longest = dict(sorted(spent.items(), key=lambda item: -item[1])[:14])
         name = f"{self.spec['workload']} {self.spec['name']}, micro-batch {size}"
         path = Path(self.spec["profile"]) / f"profile_{name.replace(' ', '_').replace(',', '')}.svg"
-        groups = [(operation[:38], [(value, 0)]) for operation, value in longest.items()]
+        groups = [(operation[:34], [(value, 0)]) for operation, value in longest.items()]
         path.write_text(
             charts.bars(f"{name}: ms, of {sum(spent.values()):.0f} in a step", [], groups), encoding="utf-8"
         )
