@@ -13,9 +13,7 @@ were generated. Times are CPU-seconds; the first token of turn 1 includes the pi
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import os
 import statistics
 import sys
@@ -29,7 +27,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.shared import parser, write_json  # noqa: E402
+
 GATES = {"first_token_ratio": (0.0, 1.2), "tokens_ratio": (1.0, float("inf"))}
 QUESTIONS = (
     "What is the emotion of the person in the photo?",
@@ -43,12 +44,10 @@ QUESTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; returns 1 when a gate is missed in the gated mode."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="conversations (default 3)")
-    parser.add_argument("--tokens", type=int, default=128, help="length of every answer (default 128)")
-    parser.add_argument("--quick", action="store_true", help="one conversation with answers of 24 tokens, ungated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "one conversation with answers of 24 tokens, ungated")
+    options.add_argument("--rounds", type=int, default=3, help="conversations (default 3)")
+    options.add_argument("--tokens", type=int, default=128, help="length of every answer (default 128)")
+    given = options.parse_args(argv)
     rounds, tokens = (1, 24) if given.quick else (given.rounds, given.tokens)
     with tempfile.TemporaryDirectory() as folder:
         model = build(Path(folder))
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"conversation {number + 1}/{rounds}", file=sys.stderr, flush=True)
             runs.append(converse(model, number, tokens))
     figures = summarise(runs)
-    if given.json:
-        given.json.write_text(json.dumps({**figures, "runs": runs}, indent=1), encoding="utf-8")
+    write_json(given.json, {**figures, "runs": runs})
     report(figures)
     missed = [name for name, (low, high) in GATES.items() if not low <= figures[name] <= high]
     for name in missed:
@@ -70,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(folder: Path) -> Any:
     """The model of the training benchmark whose head speaks whole words only."""
     import torch
-    from train_step import build_language_model, build_model
     from transformers.utils import logging
+
+    from benchmarks.train_step import build_language_model
+    from benchmarks.train_step_worker import build_model
 
     quiet: Any = logging.disable_progress_bar
     quiet()

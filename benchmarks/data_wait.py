@@ -11,9 +11,6 @@ of a run. Gate: at most 3 % with 2 workers on the faces as they are. Workers nee
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.feature_cache import BATCH, write_run  # noqa: E402
+from benchmarks.shared import environment, parser, write_json  # noqa: E402
 
 SIZES = (112, 1024)
 WORKERS = (0, 1, 2)
@@ -33,11 +31,9 @@ GATE = 0.03
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when the gate is missed in the gated mode."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=48, help="optimiser steps per run (default 48)")
-    parser.add_argument("--quick", action="store_true", help="16 windows, ungated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "16 windows, ungated")
+    options.add_argument("--windows", type=int, default=48, help="optimiser steps per run (default 48)")
+    given = options.parse_args(argv)
     windows = 16 if given.quick else given.windows
     shares: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -53,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{size:>5} px    " + "".join(f"{100 * row[str(workers)]:>6.1f} %    " for workers in WORKERS))
     found = shares[str(SIZES[0])]["2"]
     print(f"gate: {100 * found:.1f} % of a step waits with 2 workers, allowed {100 * GATE:.0f} %")
-    if given.json:
-        given.json.write_text(json.dumps({"shares": shares, "windows": windows}, indent=1), encoding="utf-8")
+    write_json(given.json, {"shares": shares, "windows": windows})
     return int(found > GATE and not given.quick)
 
 
@@ -74,9 +69,8 @@ def measure(config: Path, workers: int, windows: int) -> float:
     job = f"wait{workers}"
     options = [f"run.num_workers={workers}", f"run.iters_per_epoch={windows}", f"run.save_every={windows}"]
     options += [f"run.job_name={job}", "run.cache_root=" + str(config.parent / "none")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(config), "--options", *options]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{workers} workers failed:\n{done.stderr[-3000:]}")
     newest = max((config.parent / "jobs" / job).iterdir(), key=lambda path: path.stat().st_mtime_ns)

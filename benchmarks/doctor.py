@@ -10,7 +10,6 @@ times are CPU-seconds, which a busy machine disturbs less than seconds on the cl
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,7 +21,10 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.shared import parser, write_json  # noqa: E402
+
 GATE = 1000.0
 """Records per CPU-second, heads only."""
 ANSWER = "The person looks {} at the camera; the mouth is a little open, and the light comes from the left side."
@@ -30,18 +32,15 @@ ANSWER = "The person looks {} at the camera; the mouth is a little open, and the
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns 1 when the gate is missed in the gated mode."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=5000, help="default 5000")
-    parser.add_argument("--quick", action="store_true", help="500 records, ungated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "500 records, ungated")
+    options.add_argument("--records", type=int, default=5000, help="default 5000")
+    given = options.parse_args(argv)
     count = 500 if given.quick else given.records
     with tempfile.TemporaryDirectory() as folder:
         megabytes = make_files(Path(folder), count)
         print(f"{count} pictures, {megabytes:.0f} MB", file=sys.stderr)
         figures: dict[str, Any] = {"records": count, "megabytes": megabytes, **measure(Path(folder), count)}
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_json(given.json, figures)
     for name in ("heads", "heads_and_lengths", "decoded", "compared"):
         print(f"{name:<18} {figures[name]:8,.0f} records per CPU-second")
     is_missed = figures["heads"] < GATE

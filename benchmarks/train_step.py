@@ -11,7 +11,6 @@ Memory: peak bytes of live tensors above the built model (minigpt4/tools/live_me
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.shared import environment, parser, say, write_json  # noqa: E402
+
 VARIANTS = {
     "reference": "the reference's way",
     "ours": "this project's way",
@@ -50,15 +52,13 @@ threads, so at most 0.034 on one. At most: its cost in products is then at least
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; 1 when a gate is missed in the gated mode, 130 when stopped."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of 16 micro-batches (default 3)")
-    parser.add_argument("--quick", action="store_true", help="one round of 4 micro-batches, ungated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "one round of 4 micro-batches, ungated")
+    options.add_argument("--rounds", type=int, default=3, help="alternating rounds of 16 micro-batches (default 3)")
+    given = options.parse_args(argv)
     if given.rounds < 1:
-        parser.error("--rounds must be at least 1")
+        options.error("--rounds must be at least 1")
     if given.json and not given.json.resolve().parent.is_dir():
-        parser.error(f"--json: there is no folder {given.json.resolve().parent}")
+        options.error(f"--json: there is no folder {given.json.resolve().parent}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: nothing stays behind
     try:
         runs = measure(*((1, 4) if given.quick else (given.rounds, 16)))
@@ -66,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; temporary files are removed", file=sys.stderr)
         return 130
     figures = summarise(runs)
-    if given.json:
-        given.json.write_text(json.dumps({**figures, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    write_json(given.json, {**figures, "runs": runs})
     report(figures)
     missed = [key for key, limit in GATES.items() if figures[key] > limit]
     for key in missed:
@@ -94,11 +93,11 @@ def measure(rounds: int, batches: int) -> dict[str, list[dict[str, Any]]]:
 def start(variant: str, folder: str, batches: int, with_memory: bool) -> dict[str, Any]:
     """One variant in a fresh process with one thread."""
     command = [sys.executable, str(HERE / "train_step_worker.py"), variant, folder, str(batches)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    env = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore::FutureWarning"}
     command += ["--memory"] * with_memory
     # A session of its own: Ctrl-C reaches this process alone, which ends the run.
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True)
+    done = subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, check=False, start_new_session=True
+    )
     if done.returncode:
         raise SystemExit(f"the run of '{variant}' failed; its error is above")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -196,11 +195,6 @@ def report(figures: dict[str, Any]) -> None:
     print(
         f"  ours {figures['against_published']:.3f}, our loop done its way {figures['reference_against_published']:.3f}"
     )
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
