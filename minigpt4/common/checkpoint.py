@@ -6,6 +6,7 @@
                                config.yaml           resolved configuration
                                manifest.json         versions, metrics, data, sizes and checksums of the files
                                resume/optimizer.pt   tensors and plain types only (read with weights_only)
+                               resume/shards/        in its place where the optimiser was split over ranks
                                resume/state.json     counters, loss scaler
     <job>/checkpoints/last, best                     links to a step
 
@@ -21,16 +22,17 @@ import pickle
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minigpt4.common.errors import CheckpointError, OutputError
+from minigpt4.common.errors import CheckpointError, MiniGPT4Error
 from minigpt4.common.files import write_atomically, writing
+from minigpt4.common.shard_files import read_shards
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 OPTIMIZER = "resume/optimizer.pt"
+SHARDS = "resume/shards"
 STATE = "resume/state.json"
 LAST = "last"
 BEST = "best"
@@ -64,7 +67,12 @@ class Checkpoint:
     @property
     def can_resume(self) -> bool:
         """Whether optimiser state and counters are there, not weights alone."""
-        return OPTIMIZER in self.manifest["files"]
+        return OPTIMIZER in self.manifest["files"] or self.is_split
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the optimiser state lies in one file per rank that wrote it."""
+        return any(name.startswith(f"{SHARDS}/") for name in self.manifest["files"])
 
     def check_content(self) -> None:
         """Reads every file once. Raises CheckpointError that names those whose bytes are not those written."""
@@ -83,15 +91,46 @@ class Checkpoint:
         except SafetensorError as error:
             raise CheckpointError(f"{self.path / WEIGHTS}: not a readable safetensors file ({error})") from error
 
-    def load_resume(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Optimiser state by parameter name, and the counters. Raises CheckpointError when there is none."""
+    def load_resume(
+        self, parameters: Mapping[str, nn.Parameter] | None = None
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Optimiser state by parameter name, and the counters. Raises CheckpointError when there is none.
+
+        parameters: by name; of a state that was split, moments are read as these are split now.
+        """
         if not self.can_resume:
             raise CheckpointError(f"{self.path}: holds weights only (no resume/); use model.ckpt to start from it")
+        if self.is_split:
+            return read_shards(self.path / SHARDS, parameters), _read_json(self.path / STATE)
         try:
             optimizer = torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"{self.path / OPTIMIZER}: not readable ({str(error).splitlines()[0]})") from error
         return optimizer, _read_json(self.path / STATE)
+
+
+@dataclass(frozen=True)
+class SharedDraft:
+    """A checkpoint that every rank writes into, under a temporary name; ``finish`` waits for their parts."""
+
+    folder: Path
+    finish: Callable[[], None] = lambda: None
+
+
+def start_shared_draft(directory: Path, step: int) -> SharedDraft:
+    """Called on rank 0, which tells the others where to write: below ``SHARDS``. Raises OutputError."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        folder = _start_draft(directory, step)
+        (folder / SHARDS).mkdir(parents=True)
+    return SharedDraft(folder)
+
+
+def _start_draft(directory: Path, step: int) -> Path:
+    _remove_leftovers(directory)
+    draft = directory / f".writing_step_{step}_{os.getpid()}"
+    draft.mkdir()
+    return draft
 
 
 def save_checkpoint(
@@ -104,16 +143,18 @@ def save_checkpoint(
     resume: Mapping[str, Any] | None,
     keep_last: int,
     is_best: bool = False,
+    shared: SharedDraft | None = None,
 ) -> Path:
     """Write ``directory/step_<step>``, move ``last`` (and ``best``), delete old steps. Called on rank 0.
 
     resume: {"optimizer": state by name, "state": counters}, or None for weights alone.
     keep_last: how many steps stay besides the one ``best`` names; 0 keeps all.
+    shared: where all ranks write the optimiser's state, which ``resume`` then has not.
     Raises OutputError when the disk takes no more; the checkpoints of before stay as they are.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        return _save(directory, step, weights, config_text, manifest, resume, keep_last, is_best)
+        return _save(directory, step, weights, config_text, manifest, resume, keep_last, is_best, shared)
 
 
 def _save(
@@ -125,24 +166,26 @@ def _save(
     resume: Mapping[str, Any] | None,
     keep_last: int,
     is_best: bool,
+    shared: SharedDraft | None,
 ) -> Path:
-    _remove_leftovers(directory)
     final = directory / f"step_{step}"
-    draft = directory / f".writing_step_{step}_{os.getpid()}"
-    draft.mkdir()
+    draft = _start_draft(directory, step) if shared is None else shared.folder
     try:
         _write_files(draft, weights, config_text, resume)
+        if shared is not None:
+            shared.finish()
         written = {str(file.relative_to(draft)): file for file in sorted(draft.rglob("*")) if file.is_file()}
+        for file in written.values():
+            _sync(file)
         content = {
             **{**manifest, "format": FORMAT, "step": step, "is_best": is_best},
             "files": {name: file.stat().st_size for name, file in written.items()},
             "checksums": {name: _checksum(file) for name, file in written.items()},
         }
         write_atomically(draft / MANIFEST, json.dumps(content, indent=1))
-        if resume is not None:
-            _sync(draft / "resume")
-        _sync(draft)
-    except (OSError, OutputError):
+        for folder in ("resume", "") if resume is not None else ("",):
+            _sync(draft / folder)
+    except (OSError, MiniGPT4Error):
         shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
         raise
     if final.exists():  # the same step again, after a resume that had to pass it over
@@ -264,18 +307,20 @@ def _write_files(
         raise OSError(int(refusal[1]), str(error), str(draft / WEIGHTS)) from error
     (draft / CONFIG).write_text(config_text, encoding="utf-8")
     if resume is not None:
-        (draft / "resume").mkdir()
-        try:
-            with (draft / OPTIMIZER).open("wb") as file:
-                torch.save(resume["optimizer"], file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # the system's refusal, behind what torch says of it
-                raise error.__context__ from error
-            raise
+        (draft / "resume").mkdir(exist_ok=True)
+        if "optimizer" in resume:
+            _write_optimizer(draft / OPTIMIZER, resume["optimizer"])
         (draft / STATE).write_text(json.dumps(resume["state"], indent=1), encoding="utf-8")
-    for path in draft.rglob("*"):
-        if path.is_file():
-            _sync(path)
+
+
+def _write_optimizer(path: Path, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # the system's refusal, behind what torch says of it
+            raise error.__context__ from error
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from minigpt4.common.config_file import ConfigFile
-from minigpt4.common.config_run import check_validation, read_run
+from minigpt4.common.config_run import check_parallel, check_validation, read_run
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, nearest
 from minigpt4.common.legacy_keys import drop_unused, drop_unused_in_datasets, upgrade_sections
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig
@@ -76,6 +76,7 @@ def load_config(
     run = read_run(file)
     drop_unused_in_datasets(source, model.image_size if model else None, problems)
     datasets = _datasets(file, model)
+    check_parallel(file, model, run)
     check_validation(file, run, datasets)
     evaluation = _evaluation_datasets(file)
     problems.raise_any()

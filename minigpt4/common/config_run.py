@@ -11,7 +11,7 @@ from minigpt4.common.config_file import ConfigFile
 from minigpt4.common.errors import nearest
 from minigpt4.common.legacy_keys import drop_unused
 from minigpt4.common.registry import registry
-from minigpt4.common.schema import DatasetConfig, RunConfig, ValidConfig
+from minigpt4.common.schema import DatasetConfig, ModelConfig, RunConfig, ValidConfig
 from minigpt4.common.section import build_section
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,16 @@ def _with_pictures(file: ConfigFile, valid: ValidConfig) -> ValidConfig:
         image = canary.image and file.path(f"{key}.image", canary.image)
         canaries.append(dataclasses.replace(canary, image=image))
     return dataclasses.replace(valid, canaries=canaries)
+
+
+def check_parallel(file: ConfigFile, model: ModelConfig | None, run: RunConfig | None) -> None:
+    """Weights of bitsandbytes are one piece per layer, with scales beside them: they cannot be split over ranks."""
+    if model is None or run is None or run.parallel != "fsdp":
+        return
+    for key in ("low_resource", "load_in_4bit"):
+        if getattr(model, key):
+            message = f"fsdp cannot split the quantised weights of model.{key}; set that to False (bf16 weights,"
+            file.complain("run.parallel", f"{message} split over the ranks), or parallel to ddp")
 
 
 def check_validation(file: ConfigFile, run: RunConfig | None, datasets: Mapping[str, DatasetConfig]) -> None:

@@ -1,4 +1,7 @@
-"""Ranks and devices: the only file that talks to torch.distributed (torchrun and SLURM; gloo on CPU, nccl on GPU)."""
+"""Ranks and devices (torchrun and SLURM; gloo on CPU, nccl on GPU).
+
+This file alone talks to torch.distributed; ``sharding`` and ``shard_files`` split and store tensors by its parts.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,18 @@ class DistContext:
         if self.world_size > 1:
             torch_dist.all_reduce(total)
         return total
+
+    def largest(self, value: int) -> int:
+        """The largest ``value`` of all ranks; the host waits."""
+        if self.world_size == 1:
+            return value
+        most = torch.full((), value, dtype=torch.int64, device=self.device)
+        torch_dist.all_reduce(most, op=torch_dist.ReduceOp.MAX)
+        return int(most)
+
+    def background_group(self) -> Any:
+        """A second group of all ranks, for exchanges from a thread beside training; on the CPU whatever the device."""
+        return torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's ``value`` on every rank."""
@@ -136,8 +151,14 @@ class DistContext:
             torch_dist.destroy_process_group()
 
 
-def sync_gradients(model: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
-    """Forward and backward inside: gradients are reduced over ranks only when ``enabled``."""
+def sync_gradients(model: Any, enabled: bool, is_sharded: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Forward and backward inside: gradients are reduced over ranks only when ``enabled``.
+
+    is_sharded: ``sharding.shard`` has split ``model``.
+    """
+    if is_sharded:
+        model.set_requires_gradient_sync(enabled)
+        return contextlib.nullcontext()
     if enabled or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import RunConfig
+from minigpt4.common.sharding import like
 
 NO_DECAY_NAMES = ("bias", "ln", "bn")
 """Substrings of names without weight decay (the reference's rule; 'ln' matches anywhere in the name)."""
@@ -114,14 +115,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+def parameters_by_name(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """What ``optimizer`` trains, by canonical name."""
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Moments and step counts by canonical name (positions change with a refactor), as they are and where they are."""
+    named = parameters_by_name(optimizer).items()
+    return {name: dict(optimizer.state[parameter]) for name, parameter in named if parameter in optimizer.state}
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Moments and step counts on the CPU by canonical name (positions change with a refactor); shares memory there."""
-    state: dict[str, dict[str, Tensor]] = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if parameter in optimizer.state:
-                state[name] = {key: value.detach().cpu() for key, value in optimizer.state[parameter].items()}
-    return state
+    """The same on the CPU; shares memory there."""
+    return {
+        name: {key: value.detach().cpu() for key, value in state.items()} for name, state in moments(optimizer).items()
+    }
 
 
 def load_optimizer_state(
@@ -129,21 +142,25 @@ def load_optimizer_state(
 ) -> None:
     """Put ``state`` back; hyper-parameters stay those of the present configuration.
 
+    Whole moments of parameters that are split over ranks are split as these are.
     Raises CheckpointError when the state belongs to other parameters or shapes.
     """
-    names = [name for group in optimizer.param_groups for name in group["names"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    strangers = sorted(set(state) - set(names))
+    parameters = parameters_by_name(optimizer)
+    strangers = sorted(set(state) - set(parameters))
     if strangers:
         raise CheckpointError(
             f"{source}: optimiser state of {len(strangers)} unknown parameters, first: {strangers[0]}"
         )
-    for name, parameter in zip(names, parameters, strict=True):
+    for name, parameter in parameters.items():
         if name in state and state[name]["exp_avg"].shape != parameter.shape:
             raise CheckpointError(
                 f"{source}: optimiser state of {name} has shape {list(state[name]['exp_avg'].shape)}, "
                 f"the parameter {list(parameter.shape)}"
             )
     own = optimizer.state_dict()
-    indexed = {index: dict(state[name]) for index, name in enumerate(names) if name in state}
+    indexed = {
+        index: {key: like(value, parameter) for key, value in state[name].items()}
+        for index, (name, parameter) in enumerate(parameters.items())
+        if name in state
+    }
     optimizer.load_state_dict({"state": indexed, "param_groups": own["param_groups"]})

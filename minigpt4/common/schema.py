@@ -251,7 +251,9 @@ class RunConfig:
     row_tokens: int = 4096  # longest packed row, in tokens
     # mlp: of the language layers; full: use_grad_checkpoint_llm, and use_grad_checkpoint where the tower trains
     recompute: str = "none"  # none | mlp | full | auto (the first of them that fits the GPU; none on a CPU)
-    parallel: str = "ddp"  # how ranks work together; ddp
+    # fsdp: weights, gradients and moments are split over the ranks, for models that one GPU does not hold
+    parallel: str = "ddp"  # how ranks work together: ddp (every rank holds the model) | fsdp
+    shard_over: str = "world"  # with fsdp: world = over all ranks; node = inside each node, copies over nodes
     resume_ckpt_path: str | None = None  # a checkpoint directory, or 'auto'
     save_every: int | None = None  # iterations; absent = once per epoch
     keep_last: int = 3  # newest checkpoints that stay, besides best; 0 keeps all
@@ -283,11 +285,14 @@ class RunConfig:
             ("packing", ("auto", "packed", "padded")),
             ("packing_backend", ("auto", "varlen", "flex", "mask", "per_sample")),
             ("recompute", ("none", "mlp", "full", "auto")),
-            ("parallel", ("ddp",)),
+            ("parallel", ("ddp", "fsdp")),
+            ("shard_over", ("world", "node")),
             ("sanity", ("raise", "warn", "off")),
         ):
             if getattr(self, key) not in allowed:
                 raise ConfigError(f"{key} must be one of {', '.join(allowed)}; got '{getattr(self, key)}'")
+        if self.shard_over != "world" and self.parallel != "fsdp":
+            raise ConfigError(f"shard_over {self.shard_over} needs parallel: fsdp; got parallel {self.parallel}")
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,10 @@ class Batch:
         if self.num_image_positions < 0:
             self.num_image_positions = int((self.input_ids == IMAGE_TOKEN).sum())
 
+    def without_targets(self) -> Batch:
+        """The same rows with nothing to learn: a forward and backward that add nothing."""
+        return replace(self, labels=self.labels.new_full(self.labels.shape, IGNORE_INDEX), num_target_tokens=0)
+
     def copied(self, device: torch.device) -> Batch:
         """The same batch on ``device``, pictures still as bytes; copies from pinned memory do not block."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))

@@ -15,9 +15,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
+from minigpt4.common.sharding import whole
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.models.lean import use_lean_layers
@@ -47,6 +49,9 @@ class LossOutput:
     num_targets: int
 
 
+_pytree.register_dataclass(LossOutput)  # so that fully_shard finds the loss in it and acts before its backward
+
+
 class BaseModel(nn.Module, ABC):
     """Vision tower, projection, causal LM. Frozen parts stay in eval mode and never build a graph."""
 
@@ -58,9 +63,10 @@ class BaseModel(nn.Module, ABC):
         self.device, self.dtype = device, dtype
         self._encoder = Encoder.from_config(cfg, num_image_tokens=1)  # first: a bad tokenizer is told at once
         self._from_checkpoints: set[str] = set()  # names of tensors that load_weights brought
+        self.is_sharded = False  # True: weights are split over ranks, which call the same modules in step
         self.reads_pixels = True  # False: the vision part was freed, features alone are understood
         self.load_reports: list[LoadReport] = []  # one per file of weights, in the order of loading
-        self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self._vision_dtype())
+        self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self.vision_dtype())
         self._check_tower()  # before the language model loads
         # eps 1e-5, float32, as in BLIP-2; other towers normalise their tokens themselves
         is_normed = self.vision.is_normed
@@ -184,7 +190,8 @@ class BaseModel(nn.Module, ABC):
         if lost:
             log.warning("%s: no embeddings for the special tokens %s; keep them out of texts", name, ", ".join(lost))
 
-    def _vision_dtype(self) -> torch.dtype:
+    def vision_dtype(self) -> torch.dtype:
+        """Of the tower's weights."""
         named = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "auto": self.dtype}
         if not self.cfg.freeze_vit or self.device.type == "cpu":
             return torch.float32  # a tower that trains is a float32 master; half precision is slow on CPUs
@@ -251,9 +258,17 @@ class BaseModel(nn.Module, ABC):
         is_image = input_ids == IMAGE_TOKEN
         embeddings: Tensor = self._lm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if images.shape[0] == 0:
-            return embeddings
+            return embeddings + self._nothing_seen().to(embeddings.dtype) if self.is_sharded else embeddings
         features = self.encode_images(images, order).to(embeddings.dtype)  # [N, P, D]
         return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
+
+    def _nothing_seen(self) -> Tensor:
+        """A zero that took the way of pictures: ranks whose row has some gather the tower's weights from all ranks,
+        and their backward goes through every layer."""
+        if not self.reads_pixels:
+            return 0.0 * torch.stack([parameter.float().sum() for parameter in self.projection_parameters()]).sum()
+        side = self.cfg.image_size
+        return 0.0 * self.encode_images(torch.zeros(1, 3, side, side, device=self.device)).float().sum()
 
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """embeddings [R, T, D] -> last hidden states [R, T, D]; lengths of the samples, in order.
@@ -310,10 +325,15 @@ class BaseModel(nn.Module, ABC):
         named = ((canonical_name(name), name, parameter) for name, parameter in frozen)
         return [(known, p) for known, name, p in named if name.startswith(parts) or known in self._from_checkpoints]
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint stores: published name -> CPU copy."""
-        kept = [*self.trainable_parameters_by_name(), *self.frozen_without_file()]
-        return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in kept}
+    def trainable_state(self, is_kept: bool = True) -> dict[str, Tensor]:
+        """What a checkpoint stores: published name -> CPU copy. Of a split model every rank must ask; those that
+        say ``is_kept`` False help to gather and get nothing."""
+        state = {}
+        for name, parameter in [*self.trainable_parameters_by_name(), *self.frozen_without_file()]:
+            value = whole(parameter.detach())
+            if is_kept:
+                state[name] = value.to("cpu", copy=True).contiguous()
+        return state
 
     def load_weights(self, state: Mapping[str, Tensor], source: str, complete: bool = False) -> LoadReport:
         """Copy the tensors of a file in; see ``match_weights`` for what is an error. Returns the report, kept too."""

@@ -176,6 +176,7 @@ class GenerationMixin(BaseModel):
                     attention_mask=mask,
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList(criteria),
+                    synced_gpus=self.is_sharded,  # a rank whose answers are done goes on until all are
                     **arguments,
                 )
         finally:

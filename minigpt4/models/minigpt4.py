@@ -89,7 +89,7 @@ class MiniGPT4(GenerationMixin, BaseModel):
 
     def vision_features(self, images: Tensor) -> Tensor:
         """images [N, 3, S, S] -> query outputs [N, 32, 768], or merged tokens [N, P, 4C] without a Q-Former."""
-        tokens = self.ln_vision(self.visual_encoder(images.to(self._vision_dtype())).float())  # [N, 1 + patches, C]
+        tokens = self.ln_vision(self.visual_encoder(images.to(self.vision_dtype())).float())  # [N, 1 + patches, C]
         if not self.cfg.has_qformer:
             return merge_tokens(tokens, self.vision, self.cfg.vision_tokens_per_position)
         queries = self.query_tokens.expand(len(images), -1, -1)

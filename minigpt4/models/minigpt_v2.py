@@ -44,7 +44,7 @@ class MiniGPTv2(GenerationMixin, BaseModel):
 
     def vision_features(self, images: Tensor) -> Tensor:
         """images [N, 3, S, S] -> four (``vision_tokens_per_position``) raster neighbours per position, [N, P, 4C]."""
-        tokens = self.ln_vision(self.visual_encoder(images.to(self._vision_dtype())).float())
+        tokens = self.ln_vision(self.visual_encoder(images.to(self.vision_dtype())).float())
         return merge_tokens(tokens, self.vision, self.cfg.vision_tokens_per_position)
 
     def project(self, features: Tensor) -> Tensor:

@@ -13,17 +13,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt4.common import schema
-from minigpt4.common.checkpoint import Checkpoint, save_checkpoint, settle_links
+from minigpt4.common.checkpoint import Checkpoint, settle_links
 from minigpt4.common.config import dump_config
 from minigpt4.common.curve import draw_curve
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import CheckpointError, DataError, MiniGPT4Error
 from minigpt4.common.files import write_atomically
 from minigpt4.common.logger import Pace, RunInfo, WindowRecord, build_trackers
-from minigpt4.common.optim import build_optimizer, find_schedule, load_optimizer_state, optimizer_state, schedule_plan
+from minigpt4.common.optim import build_optimizer, find_schedule, schedule_plan
 from minigpt4.common.registry import registry
+from minigpt4.common.sharding import is_sharded_run, make_mesh
 from minigpt4.common.types import Batch
 from minigpt4.datasets.collate import WindowDataset, collate_padded
+from minigpt4.models.split_model import place_around_llm, split
 from minigpt4.runners import job, overview, sanity
 from minigpt4.runners.ahead import copied_ahead
 from minigpt4.runners.parts import (
@@ -40,6 +42,7 @@ from minigpt4.runners.parts import (
 )
 from minigpt4.runners.picture_cache import use_picture_cache
 from minigpt4.runners.progress import Progress
+from minigpt4.runners.saving import Saver, load_resume
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
 from minigpt4.runners.vision_cache import use_cache
 from minigpt4.tasks.base_task import BaseTask, StepStats, Training
@@ -66,10 +69,14 @@ class RunnerBase:
         precision = choose_precision(run.precision, dist.device)
 
         torch.manual_seed(run.seed)
-        self.model = build_model(cfg, dist.device, precision)
+        is_sharded = is_sharded_run(run, dist)
+        mesh = make_mesh(dist, run.shard_over) if is_sharded else None
+        self.model = build_model(cfg, torch.device("cpu") if is_sharded else dist.device, precision)
         if checkpoint is not None:  # first: it may hold frozen parts whose features are cached
             self.model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
-        wrapped = dist.wrap(self.model)
+        if is_sharded:
+            place_around_llm(self.model, dist.device)
+        wrapped = self.model if is_sharded else dist.wrap(self.model)
 
         packing = choose_packing(run.packing, self.model)
         rows = describe_rows(run, packing, self.model)
@@ -82,6 +89,8 @@ class RunnerBase:
         passes = self.plan.passes(self.datasets, self.sampler, dist.world_size)
         features = use_cache(cfg, self.model, shown, dist, passes)
         use_picture_cache(cfg, shown)
+        if mesh is not None:  # last: what was cached above belongs to nobody any more
+            split(self.model, mesh)
         self.validator = Validator(cfg, self.model, self.task, held_out, dist, features)
 
         lr_plan = schedule_plan(run, self.plan.iters_per_epoch)
@@ -95,8 +104,9 @@ class RunnerBase:
             model=wrapped, core=self.model, optimizer=optimizer, scaler=scaler,
             lr_at=lambda t: schedule(t, lr_plan), dist=dist, accumulation=run.accum_grad_iters,
             clip_grad_norm=run.clip_grad_norm, seed=run.seed, job_dir=self.job_dir, stop_requested=self.stop.requested,
-            clock=watch_phases(self.model, dist),
+            is_sharded=is_sharded, clock=watch_phases(self.model, dist),
         )  # fmt: skip
+        self.saver = Saver(self.training, self.model, self.config_text, run.keep_last)
         self.progress = Progress() if checkpoint is None else self._resume(checkpoint)
         self.manifest = job.describe_run(cfg, dist, self._data_facts())
         self.manifest["load_report"] = [report.as_dict() for report in self.model.load_reports]
@@ -128,7 +138,7 @@ class RunnerBase:
             return 0
         is_complete = True
         raise_file_limit()
-        if self.dist.world_size > 2:
+        if self.dist.world_size > 2 and not self.training.is_sharded:
             self.task.rehearse(self.training, self._rehearsal())
         with self.stop, job.naming_lost_workers():
             self._start()
@@ -144,9 +154,9 @@ class RunnerBase:
                 raise memory_full(self.cfg, self.job_dir / "config.yaml", place, self.dist.device, error) from None
             finally:
                 batches.close()  # ends the loader's workers
-                if self.dist.is_main:
-                    for tracker in self.trackers:
-                        tracker.close()
+                for tracker in self.trackers if self.dist.is_main else ():
+                    tracker.close()
+                self.saver.wait()
         if self.progress.window >= total or self.progress.is_over:
             log.info("done: %d windows; %s", self.progress.window, self.job_dir / "checkpoints" / "last")
             return 0
@@ -297,37 +307,22 @@ class RunnerBase:
         return is_best
 
     def _save(self, metrics: Mapping[str, float], is_best: bool) -> None:
-        """Writes a checkpoint on rank 0; every rank waits for it."""
+        """Writes a checkpoint; every rank takes part."""
         if self._last_saved == self.progress.window:
             return
         progress = self.progress
         progress.merge_bad(self.dist.gather_objects(progress.bad_records))
         self._check_budget()
+        loss = {"loss": progress.loss} if math.isfinite(progress.loss) else {}
+        self.manifest.update(metrics={**metrics, **loss}, bad_records=progress.bad_summary())
+        iteration = progress.window * self.plan.accumulation
+        scaler = self.training.scaler.state_dict()
+        state = {**progress.to_state(), "iteration": iteration, "scaler": scaler, "order": self._order()}
+        self.saver.save(progress.window, state, {**self.manifest, "iteration": iteration}, is_best)
         if self.dist.is_main:
-            loss = {"loss": progress.loss} if math.isfinite(progress.loss) else {}
-            self.manifest.update(metrics={**metrics, **loss}, bad_records=progress.bad_summary())
-            iteration = progress.window * self.plan.accumulation
-            state = {
-                **progress.to_state(),
-                "iteration": iteration,
-                "scaler": self.training.scaler.state_dict(),
-                "order": self._order(),
-            }
-            path = save_checkpoint(
-                self.job_dir / "checkpoints",
-                progress.window,
-                weights=self.model.trainable_state(),
-                config_text=self.config_text,
-                manifest={**self.manifest, "iteration": iteration},
-                resume={"optimizer": optimizer_state(self.training.optimizer), "state": state},
-                keep_last=self.cfg.run.keep_last,
-                is_best=is_best,
-            )
             job.write_json(self.job_dir / "manifest.json", {**self.manifest, "window": progress.window})
             draw_curve(self.job_dir)
-            log.info("saved %s%s", path, " (best)" if is_best else "")
         self._last_saved = progress.window
-        self.dist.barrier()
 
     def _check_budget(self) -> None:
         """Raises DataError when more records were passed over, on all ranks together, than a data set allows."""
@@ -343,10 +338,7 @@ class RunnerBase:
 
     def _resume(self, checkpoint: Checkpoint) -> Progress:
         """Moments, scaler and counters of ``checkpoint``; names the settings that changed since."""
-        optimizer, state = checkpoint.load_resume()
-        load_optimizer_state(self.training.optimizer, optimizer, str(checkpoint.path))
-        if self.training.scaler.is_enabled() and state["scaler"]:
-            self.training.scaler.load_state_dict(state["scaler"])
+        state = load_resume(checkpoint, self.training)
         for line in job.name_differences(state["order"], self._order()):
             log.warning("resume: %s", line)
         if state["window"] > self.plan.total_windows:

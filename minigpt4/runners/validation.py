@@ -16,6 +16,7 @@ from minigpt4.common.config_run import LOSS
 from minigpt4.common.dist import DistContext
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config, ProcessorConfig
+from minigpt4.common.sharding import is_sharded_run, let_go
 from minigpt4.common.types import Batch, Sample, Turn
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.collate import SampleDataset, collate_padded
@@ -34,21 +35,29 @@ _ANSWER_BATCH = 16
 
 
 class ValidationBatches(Dataset[Batch]):
-    """This rank's share of a validation split, in order, without shuffling or repetition."""
+    """This rank's share of a validation split, in order, without shuffling or repetition.
 
-    def __init__(self, dataset: SampleDataset, encoder: Encoder, seed: int, dist: DistContext) -> None:
+    ``in_step``: every rank gets as many batches as the one with most; the further ones have no targets.
+    """
+
+    def __init__(
+        self, dataset: SampleDataset, encoder: Encoder, seed: int, dist: DistContext, in_step: bool = False
+    ) -> None:
         self._dataset, self._encoder, self._seed = dataset, encoder, seed
         self._indices = range(dist.rank, len(dataset), dist.world_size)
         self._size = dataset.cfg.batch_size
+        most = math.ceil(len(dataset) / dist.world_size) if in_step else len(self._indices)
+        self._count = math.ceil(most / self._size)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._indices) / self._size)
+        return self._count
 
     def __getitem__(self, number: int) -> Batch:
         if number >= len(self):
             raise IndexError(number)
         mine = self._indices[number * self._size : (number + 1) * self._size]
-        return collate_padded([self._dataset.sample(0, index, self._seed) for index in mine], self._encoder)
+        batch = collate_padded([self._dataset.sample(0, index, self._seed) for index in mine or (0,)], self._encoder)
+        return batch if mine else batch.without_targets()
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ class Validator:
         self.options = GenerateOptions(
             max_new_tokens=self.valid.max_new_tokens, stop=encoder.stop_texts, stop_ids=encoder.stop_ids
         )
-        self.canaries = self._chosen_canaries() if dist.is_main else []
+        self._in_step = is_sharded_run(cfg.run, dist)  # then ranks call the model equally often
+        self.canaries = self._chosen_canaries() if dist.is_main or self._in_step else []
 
     @property
     def is_needed(self) -> bool:
@@ -107,10 +117,12 @@ class Validator:
             tell(f"asking {len(self.canaries)} canaries")
             numbers = range(len(self.canaries))
             canaries = answer_samples(self.model, self.canaries.__getitem__, numbers, self.options, _ANSWER_BATCH)
+        if self._in_step:
+            let_go(self.model)
         return Scores(values, canaries)
 
     def _loss(self, training: Training, dataset: SampleDataset) -> float:
-        batches = ValidationBatches(dataset, self.model.encoder, self.cfg.run.seed, self.dist)
+        batches = ValidationBatches(dataset, self.model.encoder, self.cfg.run.seed, self.dist, self._in_step)
         loader = DataLoader(
             batches, batch_size=None, num_workers=self.cfg.run.num_workers, worker_init_fn=job.outlive_signals
         )
@@ -123,6 +135,7 @@ class Validator:
         count = min(len(dataset), self.valid.max_samples)
         chosen = [place * len(dataset) // count for place in range(count)]  # spread evenly, the same every time
         mine = chosen[self.dist.rank :: self.dist.world_size]
+        repeated = chosen[:1] if self._in_step and len(mine) * self.dist.world_size < count else []
         done = [0]
 
         def advance(number: int) -> None:
@@ -132,7 +145,7 @@ class Validator:
         def sample(index: int) -> Sample:
             return dataset.sample(0, index, self.cfg.run.seed)
 
-        own = answer_samples(self.model, sample, mine, self.options, _ANSWER_BATCH, advance)
+        own = answer_samples(self.model, sample, [*mine, *repeated], self.options, _ANSWER_BATCH, advance)[: len(mine)]
         rows = [row for share in self.dist.gather_objects(own) for row in share]
         answers, references = [row.answer for row in rows], [row.reference for row in rows]
         scores: dict[str, Any] = {name: registry.get("metric", name) for name in names}

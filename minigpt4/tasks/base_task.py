@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minigpt4.common.dist import DistContext, sync_gradients
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.optim import set_learning_rate
+from minigpt4.common.sharding import whole
 from minigpt4.common.types import Batch
 from minigpt4.tasks.memory import describe_row
 from minigpt4.tasks.phases import PhaseClock
@@ -35,6 +36,7 @@ class Training:
     """What a step needs; built once by the runner.
 
     model: as it is called in training (DDP or plain); core: the model itself, which owns its arithmetic's precision.
+    is_sharded: its weights are split over ranks, which must call the same modules in step.
     scaler: on for fp16. lr_at: iteration -> learning rate. stop_requested: asked once per window on every rank.
     clock: told where each phase of a step ends; the model's language decoder marks the end of vision.
     """
@@ -50,6 +52,7 @@ class Training:
     seed: int
     job_dir: Path
     stop_requested: Callable[[], bool]
+    is_sharded: bool = False
     clock: PhaseClock = field(default_factory=PhaseClock)
 
     @property
@@ -110,17 +113,18 @@ class BaseTask(ABC):
         counts = dist.sum([sum(b.num_target_tokens for b in window), sum(len(b.lengths) for b in window)])
         scale = dist.world_size / counts[0].clamp(min=1)  # DDP averages over ranks; the sum is wanted
         losses = []
-        for row, batch in enumerate(window):
+        rows = _in_step(window, dist) if training.is_sharded else window
+        for row, batch in enumerate(rows):
             # the last row alone sends gradients; frozen seeds make dropout a function of the place in the run
-            with sync_gradients(training.model, row == len(window) - 1):
+            with sync_gradients(training.model, row == len(rows) - 1, training.is_sharded):
                 torch.manual_seed(row_seed(training.seed, number, dist.rank, row))
                 training.clock.start()
                 try:
                     losses.append(self._backward(training, batch.to(dist.device), scale))
                 except torch.OutOfMemoryError as error:
-                    error.add_note(f"window {number + 1}, {describe_row(batch, row, len(window))}")
+                    error.add_note(f"window {number + 1}, {describe_row(batch, row, len(rows))}")
                     raise
-        row_losses = torch.stack(losses)
+        row_losses = torch.stack(losses)[: len(window)]
         norm = self._unscaled_norm(training)
         total, tokens, samples, grad_norm, stop = self._on_host(training, row_losses, counts, norm)
         stats = StepStats(
@@ -178,7 +182,7 @@ class BaseTask(ABC):
         training.scaler.unscale_(training.optimizer)
         limit = training.clip_grad_norm if training.clip_grad_norm > 0 else math.inf
         norm: Tensor = nn.utils.clip_grad_norm_(training.parameters, limit)
-        return norm
+        return whole(norm) if training.is_sharded else norm
 
     def _on_host(
         self, training: Training, row_losses: Tensor, counts: Tensor, norm: Tensor
@@ -210,6 +214,14 @@ class BaseTask(ABC):
             f"samples on rank {training.dist.rank}: {shown}\n"
             f"the batch is saved in {path}; look at these samples, lower run.init_lr, or use precision bf16 or fp32"
         )
+
+
+def _in_step(window: Sequence[Batch], dist: DistContext) -> Sequence[Batch]:
+    """``window`` with as many rows as that of the rank with most: every row gathers weights from all ranks. What is
+    added is the shortest row without its targets."""
+    missing = dist.largest(len(window)) - len(window)
+    shortest = min(window, key=lambda batch: batch.input_ids.numel())
+    return [*window, *[shortest.without_targets()] * missing]
 
 
 def row_seed(seed: int, window: int, rank: int, row: int) -> int:
