@@ -232,13 +232,16 @@ class BaseModel(nn.Module, ABC):
         """
         if images.dim() == 4:
             assert self.reads_pixels, "pixels given to a model whose vision part was freed"
-            frozen = self.cfg.freeze_vit and not any(p.requires_grad for p in self._vision_parameters())
+            frozen = not self._trains_vision()
             if order is not None and not frozen:  # stochastic depth is drawn for every place
                 images, order = images[order], None
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
                 images = self.vision_features(images)
         projected = self.project(images)
         return projected if order is None else projected[order]
+
+    def _trains_vision(self) -> bool:
+        return not self.cfg.freeze_vit or any(p.requires_grad for p in self._vision_parameters())
 
     def _vision_parameters(self) -> list[nn.Parameter]:
         return [*self.visual_encoder.parameters(), *self.ln_vision.parameters()]
@@ -258,17 +261,21 @@ class BaseModel(nn.Module, ABC):
         is_image = input_ids == IMAGE_TOKEN
         embeddings: Tensor = self._lm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if images.shape[0] == 0:
-            return embeddings + self._nothing_seen().to(embeddings.dtype) if self.is_sharded else embeddings
+            if not (self.is_sharded or (torch.is_grad_enabled() and self._trains_vision())):
+                return embeddings
+            return embeddings.masked_scatter(is_image.unsqueeze(-1), self._unseen().to(embeddings.dtype))
         features = self.encode_images(images, order).to(embeddings.dtype)  # [N, P, D]
         return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
 
-    def _nothing_seen(self) -> Tensor:
-        """A zero that took the way of pictures: ranks whose row has some gather the tower's weights from all ranks,
-        and their backward goes through every layer."""
+    def _unseen(self) -> Tensor:
+        """What a row without pictures scatters onto no position at all: the way of pictures, with gradients of zero.
+
+        Ranks whose row has some expect it of all: of a tower that trains its gradients, of a split model its weights
+        too, and a backward through every layer.
+        """
         if not self.reads_pixels:
-            return 0.0 * torch.stack([parameter.float().sum() for parameter in self.projection_parameters()]).sum()
-        side = self.cfg.image_size
-        return 0.0 * self.encode_images(torch.zeros(1, 3, side, side, device=self.device)).float().sum()
+            return torch.stack([parameter.float().sum() for parameter in self.projection_parameters()])
+        return self.encode_images(torch.zeros(1, 3, self.cfg.image_size, self.cfg.image_size, device=self.device))
 
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """embeddings [R, T, D] -> last hidden states [R, T, D]; lengths of the samples, in order.
