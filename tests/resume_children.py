@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,9 @@ from minigpt4.tasks.base_task import BaseTask
 from tests.engine_parts import tiny_config
 from tests.torture.faults import FAULTS
 
+_LATE_S = 60
+"""A thread that is to kill its process does so long before."""
+
 catalog.load()
 
 
@@ -38,12 +42,14 @@ def lead(function: Callable[..., None], *arguments: Any) -> None:
     function(*arguments)
 
 
-def rank(rank: int, world_size: int, command: list[str], crash: str, output: str) -> None:
+def rank(rank: int, world_size: int, command: list[str], crash: str, output: str, per_node: int = 0) -> None:
     """One rank of ``train.py``; a process of the fork server."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    if per_node:
+        os.environ["LOCAL_WORLD_SIZE"] = str(per_node)
     torch.set_num_threads(1)
     runner_base.draw_curve = lambda job_dir: None  # half a second of matplotlib per checkpoint proves nothing
     if crash:
@@ -56,11 +62,15 @@ def rank(rank: int, world_size: int, command: list[str], crash: str, output: str
 
 
 def _crash_at(place: str, window: int) -> None:
-    """SIGKILL to this process: in the middle of ``window`` (place row), after it (after), in its save (save)."""
+    """SIGKILL to this process: in the middle of ``window`` (place row), after it (after), in its save (save).
+
+    late: in its save, which waits in its thread until training has gone on by a window.
+    """
     runner = runner_base.RunnerBase
     train_step, backward = BaseTask.train_step, BaseTask._backward
     after_window, write_files = runner._after_window, checkpoint._write_files
     place_now = [0, 0]  # window, rows done in it
+    next_is_done = threading.Event()
 
     def die(here: str, number: int) -> None:
         if here == place and number == window:
@@ -80,11 +90,17 @@ def _crash_at(place: str, window: int) -> None:
     def after(self: Any, number: int, stats: Any) -> bool:
         goes_on = after_window(self, number, stats)
         die("after", number + 1)
+        if number == window:
+            next_is_done.set()
+            time.sleep(_LATE_S if place == "late" else 0)
         return goes_on
 
     def write(draft: Path, *arguments: Any) -> None:
         write_files(draft, *arguments)
-        die("save", int(draft.name.split("_")[2]))
+        number = int(draft.name.split("_")[2])
+        die("save", number)
+        if (place, number) == ("late", window) and next_is_done.wait(_LATE_S):
+            die("late", number)
 
     for owner, name, function in (
         (BaseTask, "train_step", step),

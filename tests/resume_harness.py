@@ -51,6 +51,7 @@ class Setup:
     workers: int = 0
     packing: str = "padded"
     options: tuple[str, ...] = ()
+    per_node: int = 0  # ranks that say they share a node; 0 = nothing is said
 
     def __str__(self) -> str:
         return f"{self.ranks} ranks, {self.workers} workers, {self.packing}"
@@ -139,12 +140,13 @@ class Lab:
     """Data on disk, a YAML file, and the fork server that starts ranks of it."""
 
     home: Path
+    preload: tuple[str, ...] = ()
     server: Any = field(init=False)
     groups: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.server = multiprocessing.get_context("forkserver")
-        self.server.set_forkserver_preload(list(_PRELOAD))
+        self.server.set_forkserver_preload([*_PRELOAD, *self.preload])
         (self.home / "proof.yaml").write_text(yaml.safe_dump(_config(self.home), sort_keys=False), encoding="utf-8")
 
     def start(self, folder: Path, setup: Setup, *options: str, crash: str = "", resume: str | None = "auto") -> Attempt:
@@ -162,7 +164,7 @@ class Lab:
         command += [] if resume is None else ["--resume", resume]
         state = _state(folder)
         ranks = [
-            self.process(children.rank, rank, setup.ranks, command, crash, str(outputs[rank]))
+            self.process(children.rank, rank, setup.ranks, command, crash, str(outputs[rank]), setup.per_node)
             for rank in range(setup.ranks)
         ]
         return Attempt(folder, ranks, outputs, state)
@@ -188,13 +190,16 @@ class Lab:
 
 
 @contextmanager
-def open_lab(home: Path) -> Iterator[Lab]:
-    """A Lab whose fork server runs this checkout's code, whatever pytest was started from, and ends with it."""
+def open_lab(home: Path, preload: tuple[str, ...] = ()) -> Iterator[Lab]:
+    """A Lab whose fork server runs this checkout's code, whatever pytest was started from, and ends with it.
+
+    preload: further modules that its ranks need at once.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that others started knows no preload
-        lab = Lab(home)
+        lab = Lab(home, preload)
         lab.process(time.sleep, 0).join()  # returns when the server has imported everything
     finally:
         if before is None:

@@ -1,0 +1,197 @@
+"""A model that is split over ranks trains as a whole one does, is saved beside training, and goes on anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt4 import catalog
+from minigpt4.common.checkpoint import read_checkpoint
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.sharding import ranks_per_node
+from minigpt4.runners.parts import build_model
+from tests.resume_harness import (
+    WINDOWS,
+    Lab,
+    Setup,
+    assert_same_run,
+    assert_whole,
+    checks,
+    last_window,
+    newest,
+    open_lab,
+    rows,
+)
+
+# The schedule counts micro-batches per rank, of which two ranks need half as many: a constant rate compares gradients.
+STEADY = ("model.lora_dropout=0", "run.init_lr=1e-3", "run.min_lr=1e-3", "run.warmup_steps=0")
+SPLIT = (*STEADY, "run.parallel=fsdp")
+ALONE = ("run.accum_grad_iters=4", f"run.iters_per_epoch={2 * WINDOWS}", "run.save_every=8", "run.valid.every=16")
+BY_FOUR = ("run.accum_grad_iters=1", f"run.iters_per_epoch={WINDOWS // 2}", "run.save_every=2", "run.valid.every=4")
+PRELOAD = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with open_lab(tmp_path_factory.mktemp("lab"), PRELOAD) as opened:
+        yield opened
+
+
+def run(lab: Lab, name: str, setup: Setup, *options: str, resume: str | None = "auto") -> Path:
+    """The job that training with ``setup`` made."""
+    folder = lab.home / name
+    lab.start(folder, setup, *options, resume=resume).done()
+    return newest(folder)
+
+
+@pytest.fixture(scope="module")
+def split(lab: Lab) -> Path:
+    """Two ranks; packed rows, of which ranks have different numbers, some without pictures; an uneven held-out part."""
+    return run(lab, "split", Setup(2, packing="packed", options=SPLIT), "run.valid.metrics=[loss,exact_accuracy]")
+
+
+def assert_equal_runs(job: Path, expected: Path, first: int = 1, atol: float = 1e-6) -> None:
+    """Losses from window ``first`` on, norms and final weights are those of ``expected`` but for the order of sums."""
+    left, right = ([row for row in rows(path) if row["window"] >= first] for path in (job, expected))
+    assert [row["window"] for row in left] == [row["window"] for row in right] == list(range(first, WINDOWS + 1))
+    for row, other in zip(left, right, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=atol)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], abs=2 * atol)
+        assert (row["samples"], row["target_tokens"]) == (other["samples"], other["target_tokens"])
+    weights, others = (read_checkpoint(path).load_weights() for path in (job, expected))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], atol=atol, rtol=0)
+
+
+def test_two_split_ranks_equal_one_rank_with_a_twofold_window(lab: Lab, split: Path) -> None:
+    metrics = "run.valid.metrics=[loss,exact_accuracy]"
+    alone = run(lab, "alone", Setup(1, packing="packed", options=(*STEADY, *ALONE)), metrics)
+    assert_equal_runs(split, alone)
+    for row, other in zip(checks(split), checks(alone), strict=True):
+        assert row == pytest.approx(other, abs=1e-6)
+    left, right = (read_checkpoint(path).load_resume()[0] for path in (split, alone))
+    assert left.keys() == right.keys()
+    for name, moments in right.items():
+        for key, value in moments.items():
+            torch.testing.assert_close(left[name][key], value, atol=1e-6, rtol=0)
+
+
+def test_a_split_checkpoint_is_one_file_of_weights_and_a_part_of_the_moments_per_rank(split: Path) -> None:
+    checkpoint = read_checkpoint(split, check_content=True)
+    assert sorted(name.split("-model")[0] for name in checkpoint.manifest["files"]) == [
+        "config.yaml", "model.safetensors", "resume/shards/shard-00001", "resume/shards/shard-00002",
+        "resume/state.json",
+    ]  # fmt: skip
+    sizes = [size for name, size in checkpoint.manifest["files"].items() if "shards" in name]
+    assert max(sizes) < 1.2 * min(sizes)
+
+
+def test_training_goes_on_beside_a_save_and_its_kill_leaves_nothing_under_a_final_name(lab: Lab) -> None:
+    setup = Setup(2, packing="packed", options=SPLIT)
+    folder = lab.home / "killed"
+    lab.start(folder, setup, crash="late:4").crashed()
+    (job,) = (folder / "proof").iterdir()
+    assert last_window(folder) >= 5
+    assert [path.name for path in job.glob("checkpoints/step_*")] == ["step_2"]
+    assert [path.name[:15] for path in job.glob("checkpoints/.*")] == [".writing_step_4"]
+    assert_whole(folder)
+    lab.start(folder, setup).done()
+    assert read_checkpoint(job).step == WINDOWS and not list(job.glob("checkpoints/.*"))
+
+
+def test_a_split_checkpoint_goes_on_with_one_rank(lab: Lab, split: Path) -> None:
+    options = (*STEADY, *ALONE, "run.parallel=ddp")
+    alone = run(lab, "by_one", Setup(1, packing="packed", options=options), resume=str(split / "checkpoints/step_6"))
+    assert_equal_runs(alone, split, first=7)
+
+
+@pytest.mark.slow
+def test_a_split_checkpoint_goes_on_with_four_ranks_of_two_nodes(lab: Lab, split: Path) -> None:
+    setup = Setup(4, packing="packed", options=(*SPLIT, *BY_FOUR, "run.shard_over=node"), per_node=2)
+    four = run(lab, "by_four", setup, resume=str(split / "checkpoints/step_6"))
+    assert_equal_runs(four, split, first=7)
+
+
+@pytest.mark.slow
+def test_a_whole_checkpoint_goes_on_with_split_ranks(lab: Lab, split: Path) -> None:
+    whole = run(lab, "whole", Setup(2, packing="packed", options=STEADY))
+    onward = Setup(2, packing="packed", options=SPLIT)
+    assert_equal_runs(run(lab, "onward", onward, resume=str(whole / "checkpoints/step_6")), whole, first=7)
+
+
+@pytest.mark.slow
+def test_after_a_kill_split_ranks_repeat_every_bit(lab: Lab) -> None:
+    setup = Setup(2, options=("run.parallel=fsdp",))  # with dropout and a schedule
+    undisturbed = run(lab, "undisturbed", setup)
+    folder = lab.home / "repeated"
+    lab.start(folder, setup, crash="row:6").crashed()
+    lab.start(folder, setup).done()
+    assert_same_run(newest(folder), undisturbed)
+
+
+VARIANTS = {
+    "full": ("model.freeze_llm=False", "model.lora_r=0"),
+    "projection alone": ("model.lora_r=0",),
+    "layers computed twice": ("run.recompute=full",),
+    "MLPs computed twice": ("run.recompute=mlp",),
+    "everything trains": ("model.freeze_vit=False", "model.freeze_llm=False", "run.recompute=full"),
+    "cached vision": ("model.cache_vision=memory",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_split_ranks_equal_whole_ones(lab: Lab, variant: str) -> None:
+    name = variant.replace(" ", "_")
+    whole = run(lab, f"{name}_ddp", Setup(2, packing="packed", options=STEADY), *VARIANTS[variant])
+    split = run(lab, f"{name}_fsdp", Setup(2, packing="packed", options=SPLIT), *VARIANTS[variant])
+    assert_equal_runs(split, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_split_ranks_equal_whole_ones_in_half_precision_until_roundings_part(lab: Lab, precision: str) -> None:
+    option = f"run.precision={precision}"
+    whole = run(lab, f"{precision}_ddp", Setup(2, options=STEADY), option)
+    split = run(lab, f"{precision}_fsdp", Setup(2, options=SPLIT), option)
+    for row, other in list(zip(rows(split), rows(whole), strict=True))[:4]:
+        assert row["loss"] == pytest.approx(other["loss"], abs=2e-4)
+
+
+def written(lab: Lab, *options: str) -> Any:
+    catalog.load()
+    return load_config(lab.home / "proof.yaml", options)
+
+
+@pytest.mark.parametrize("key", ["low_resource", "load_in_4bit"])
+def test_quantised_weights_are_refused_before_anything_is_loaded(lab: Lab, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run.parallel: fsdp cannot split .* model.{key}; .* or parallel to ddp"):
+        written(lab, "run.parallel=fsdp", f"model.{key}=True")
+
+
+def test_shard_over_without_fsdp_is_refused(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="shard_over node needs parallel: fsdp"):
+        written(lab, "run.shard_over=node")
+
+
+def test_the_ranks_of_a_node_come_from_torchrun_then_srun() -> None:
+    assert ranks_per_node({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, 16) == 4
+    assert ranks_per_node({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, 16) == 8
+    for env in ({}, {"SLURM_STEP_TASKS_PER_NODE": "8,4"}, {"LOCAL_WORLD_SIZE": "3"}):
+        with pytest.raises(ConfigError, match="run.shard_over node"):
+            ranks_per_node(env, 16)
+
+
+def test_a_row_without_pictures_gives_gradients_of_zero_to_all_of_a_tower_that_trains(lab: Lab) -> None:
+    cfg = written(lab, "model.freeze_vit=False")
+    model = build_model(cfg, torch.device("cpu"), torch.float32).train()
+    ids = torch.tensor([[1, 5, 6, 7]])
+    model.embed(ids, torch.zeros(0, 3, 1, 1), 0).sum().backward()
+    trained = [parameter for parameter in model.visual_encoder.parameters() if parameter.requires_grad]
+    assert trained and all(p.grad is not None and not p.grad.any() for p in trained)
