@@ -28,7 +28,8 @@ def write_shards(folder: Path, state: State, group: Any) -> Future[Any]:
     group: of all ranks, for that thread alone. The future ends when every rank has written; it raises what one could
     not.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import async_save
 
     writer: Any = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     future: Any = async_save(_flat(state), storage_writer=writer, process_group=group)
@@ -37,7 +38,7 @@ def write_shards(folder: Path, state: State, group: Any) -> Future[Any]:
 
 def finished(future: Future[Any]) -> None:
     """Waits for what ``write_shards`` began. Raises OSError where the system refused a rank, else RunError."""
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         future.result()
@@ -55,7 +56,8 @@ def read_shards(folder: Path, parameters: Mapping[str, nn.Parameter] | None = No
     Each rank reads what it needs and asks nobody. A moment of another shape than its parameter comes whole, too.
     Raises CheckpointError for what is not readable.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     with _naming(folder):
         stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
@@ -88,7 +90,7 @@ def _as_counted(moment: str, value: Tensor) -> Tensor:
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
     from safetensors import SafetensorError
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         with warnings.catch_warnings():  # torch says that one process reads alone, which is what is meant

@@ -28,7 +28,7 @@ class Saver:
     def __init__(self, training: Training, model: BaseModel, config_text: str, keep_last: int) -> None:
         self._training, self._model = training, model
         self._directory = training.job_dir / "checkpoints"
-        self._how = {"config_text": config_text, "keep_last": keep_last}
+        self._how: dict[str, Any] = {"config_text": config_text, "keep_last": keep_last}
         self._on_its_way: Future[Any] | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._group = training.dist.background_group() if training.is_sharded else None

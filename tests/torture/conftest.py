@@ -10,11 +10,13 @@ import pytest
 from tests.resume_harness import Lab, Setup, newest, open_lab
 
 ALONE = Setup()
+SPLIT = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint")
+"""What ranks of a split model import besides."""
 
 
 @pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with open_lab(tmp_path_factory.mktemp("lab")) as opened:
+    with open_lab(tmp_path_factory.mktemp("lab"), SPLIT) as opened:
         yield opened
 
 

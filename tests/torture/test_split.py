@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from tests.resume_harness import (
     Lab,
     Setup,
     assert_same_run,
-    assert_whole,
     checks,
     last_window,
     newest,
-    open_lab,
     rows,
 )
 
@@ -32,14 +29,9 @@ from tests.resume_harness import (
 STEADY = ("model.lora_dropout=0", "run.init_lr=1e-3", "run.min_lr=1e-3", "run.warmup_steps=0")
 SPLIT = (*STEADY, "run.parallel=fsdp")
 ALONE = ("run.accum_grad_iters=4", f"run.iters_per_epoch={2 * WINDOWS}", "run.save_every=8", "run.valid.every=16")
+METRICS = "run.valid.metrics=[loss,exact_accuracy]"
+TWO = Setup(2, packing="packed", options=SPLIT)
 BY_FOUR = ("run.accum_grad_iters=1", f"run.iters_per_epoch={WINDOWS // 2}", "run.save_every=2", "run.valid.every=4")
-PRELOAD = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with open_lab(tmp_path_factory.mktemp("lab"), PRELOAD) as opened:
-        yield opened
 
 
 def run(lab: Lab, name: str, setup: Setup, *options: str, resume: str | None = "auto") -> Path:
@@ -50,9 +42,21 @@ def run(lab: Lab, name: str, setup: Setup, *options: str, resume: str | None = "
 
 
 @pytest.fixture(scope="module")
-def split(lab: Lab) -> Path:
-    """Two ranks; packed rows, of which ranks have different numbers, some without pictures; an uneven held-out part."""
-    return run(lab, "split", Setup(2, packing="packed", options=SPLIT), "run.valid.metrics=[loss,exact_accuracy]")
+def killed(lab: Lab) -> tuple[Path, int, list[str]]:
+    """Two ranks, of which rank 0 is killed in its save of window 4: the job, the last window of its log, checkpoints.
+
+    Packed rows, of which ranks have different numbers, some without pictures; an uneven held-out part.
+    """
+    lab.start(lab.home / "split", TWO, METRICS, crash="late:4").crashed()
+    job = newest(lab.home / "split")
+    return job, last_window(lab.home / "split"), sorted(path.name for path in (job / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def split(lab: Lab, killed: tuple[Path, int, list[str]]) -> Path:
+    """The same job after it has gone on to its end."""
+    assert run(lab, "split", TWO, METRICS) == killed[0]
+    return killed[0]
 
 
 def assert_equal_runs(job: Path, expected: Path, first: int = 1, atol: float = 1e-6) -> None:
@@ -70,8 +74,7 @@ def assert_equal_runs(job: Path, expected: Path, first: int = 1, atol: float = 1
 
 
 def test_two_split_ranks_equal_one_rank_with_a_twofold_window(lab: Lab, split: Path) -> None:
-    metrics = "run.valid.metrics=[loss,exact_accuracy]"
-    alone = run(lab, "alone", Setup(1, packing="packed", options=(*STEADY, *ALONE)), metrics)
+    alone = run(lab, "alone", Setup(1, packing="packed", options=(*STEADY, *ALONE)), METRICS)
     assert_equal_runs(split, alone)
     for row, other in zip(checks(split), checks(alone), strict=True):
         assert row == pytest.approx(other, abs=1e-6)
@@ -92,17 +95,14 @@ def test_a_split_checkpoint_is_one_file_of_weights_and_a_part_of_the_moments_per
     assert max(sizes) < 1.2 * min(sizes)
 
 
-def test_training_goes_on_beside_a_save_and_its_kill_leaves_nothing_under_a_final_name(lab: Lab) -> None:
-    setup = Setup(2, packing="packed", options=SPLIT)
-    folder = lab.home / "killed"
-    lab.start(folder, setup, crash="late:4").crashed()
-    (job,) = (folder / "proof").iterdir()
-    assert last_window(folder) >= 5
-    assert [path.name for path in job.glob("checkpoints/step_*")] == ["step_2"]
-    assert [path.name[:15] for path in job.glob("checkpoints/.*")] == [".writing_step_4"]
-    assert_whole(folder)
-    lab.start(folder, setup).done()
-    assert read_checkpoint(job).step == WINDOWS and not list(job.glob("checkpoints/.*"))
+def test_training_goes_on_beside_a_save_and_its_kill_leaves_nothing_under_a_final_name(
+    killed: tuple[Path, int, list[str]], split: Path
+) -> None:
+    _, last, names = killed
+    assert last >= 5
+    draft, *others = names
+    assert draft.startswith(".writing_step_4_") and "step_4" not in others and "step_2" in others
+    assert read_checkpoint(split).step == WINDOWS and not list(split.glob("checkpoints/.*"))
 
 
 def test_a_split_checkpoint_goes_on_with_one_rank(lab: Lab, split: Path) -> None:
@@ -121,8 +121,7 @@ def test_a_split_checkpoint_goes_on_with_four_ranks_of_two_nodes(lab: Lab, split
 @pytest.mark.slow
 def test_a_whole_checkpoint_goes_on_with_split_ranks(lab: Lab, split: Path) -> None:
     whole = run(lab, "whole", Setup(2, packing="packed", options=STEADY))
-    onward = Setup(2, packing="packed", options=SPLIT)
-    assert_equal_runs(run(lab, "onward", onward, resume=str(whole / "checkpoints/step_6")), whole, first=7)
+    assert_equal_runs(run(lab, "onward", TWO, resume=str(whole / "checkpoints/step_6")), whole, first=7)
 
 
 @pytest.mark.slow
@@ -150,7 +149,7 @@ VARIANTS = {
 def test_split_ranks_equal_whole_ones(lab: Lab, variant: str) -> None:
     name = variant.replace(" ", "_")
     whole = run(lab, f"{name}_ddp", Setup(2, packing="packed", options=STEADY), *VARIANTS[variant])
-    split = run(lab, f"{name}_fsdp", Setup(2, packing="packed", options=SPLIT), *VARIANTS[variant])
+    split = run(lab, f"{name}_fsdp", TWO, *VARIANTS[variant])
     assert_equal_runs(split, whole)
 
 
