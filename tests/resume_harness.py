@@ -120,6 +120,11 @@ class Attempt:
         drafts = list(newest(self.folder).glob("checkpoints/.*")) if jobs(self.folder) else []
         return Kill(last_window(self.folder), is_running, bool(drafts))
 
+    def kill_rank_after(self, window: int, rank: int, number: int) -> None:
+        """Sends a signal to one rank when the log shows ``window``."""
+        self._wait_for(lambda: last_window(self.folder) >= window)
+        os.kill(self.ranks[rank].pid, number)
+
     def crashed(self) -> None:
         """Waits for a rank that kills itself, then kills the others, as torchrun does."""
         self._wait_for(lambda: False)

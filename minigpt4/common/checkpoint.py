@@ -171,9 +171,9 @@ def _save(
     final = directory / f"step_{step}"
     draft = _start_draft(directory, step) if shared is None else shared.folder
     try:
-        _write_files(draft, weights, config_text, resume)
         if shared is not None:
-            shared.finish()
+            shared.finish()  # first: nobody writes any more into a draft that is given up
+        _write_files(draft, weights, config_text, resume)
         written = {str(file.relative_to(draft)): file for file in sorted(draft.rglob("*")) if file.is_file()}
         for file in written.values():
             _sync(file)

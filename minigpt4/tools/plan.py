@@ -91,6 +91,8 @@ def run(cfg: Config, given: argparse.Namespace) -> int:
         variant = replace(variant, recompute=choose(planner, row, usable_bytes(given.gpu))[0])
     estimate = planner.estimate(variant, row)
     result = report.start(str(given.cfg_path), planner, work.window, estimate)
+    if cfg.run.parallel == "fsdp":
+        result.sections.append("run.parallel fsdp: what the ranks share is not counted; this is a whole model per GPU.")
     code = 0
     if given.gpu:
         code = int(estimate.verdict(given.gpu) == "no")

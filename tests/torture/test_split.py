@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,24 @@ def test_after_a_kill_split_ranks_repeat_every_bit(lab: Lab) -> None:
     lab.start(folder, setup, crash="row:6").crashed()
     lab.start(folder, setup).done()
     assert_same_run(newest(folder), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_beside_training_ends_split_ranks_and_gets_its_room_back(lab: Lab) -> None:
+    attempt = lab.start(lab.home / "full", TWO, crash="full:4")
+    assert attempt.finish() == [2, 2]
+    assert "cannot write" in attempt.text() and "the file grew beyond the limit" in attempt.text()
+    left = [path.name for path in newest(lab.home / "full").glob("checkpoints/*")]
+    assert sorted(left) == ["last", "step_2"] and not list(newest(lab.home / "full").glob("checkpoints/.*"))
+
+
+@pytest.mark.slow
+def test_a_signal_saves_beside_training_and_waits_for_it(lab: Lab) -> None:
+    attempt = lab.start(lab.home / "signal", TWO)
+    attempt.kill_rank_after(3, 1, signal.SIGTERM)
+    assert attempt.finish() == [128 + signal.SIGTERM] * 2
+    job = newest(lab.home / "signal")
+    assert read_checkpoint(job, check_content=True).step == last_window(lab.home / "signal") < WINDOWS
 
 
 VARIANTS = {
