@@ -42,6 +42,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="text processor of questions: auto = the checkpoint's (default), identity, blip_caption",
     )
     parser.add_argument(
+        "--no-merge", action="store_true", help="run LoRA beside the weights, as in training, not folded into them"
+    )
+    parser.add_argument(
         "--legacy-history",
         action="store_true",
         help="MiniGPT-v2: write the conversation as the published chat did, without end symbols between turns",
@@ -81,8 +84,9 @@ def run(given: argparse.Namespace, archs: Sequence[str] = ()) -> int:
     image = open_image(given.image) if given.image else None
     settings = [*given.options, *([f"model.chat_format={LEGACY_TEMPLATE}"] if given.legacy_history else [])]
     assistant = load_assistant(
-        given.ckpt, given.cfg_path, settings, choose_device(given.gpu_id), archs, given.question_processor
-    )
+        given.ckpt, given.cfg_path, settings, choose_device(given.gpu_id), archs, given.question_processor,
+        merge_lora=not given.no_merge,
+    )  # fmt: skip
     session = ChatSession(assistant, lambda notice: print(f"note: {notice}", file=sys.stderr))
     if image is not None:
         session.set_image(image)

@@ -21,7 +21,7 @@ from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.models.lean import use_lean_layers
-from minigpt4.models.llm import build_llm, causal_lm, check_llm
+from minigpt4.models.llm import build_llm, causal_lm, check_llm, merge_lora
 from minigpt4.models.load_report import (
     LoadReport,
     check_lora_settings,
@@ -291,6 +291,14 @@ class BaseModel(nn.Module, ABC):
         if batch.images.shape[0] == 0:  # keeps DDP's set of used parameters the same for text-only batches
             loss_sum = loss_sum + sum(0.0 * parameter.float().sum() for parameter in self.projection_parameters())
         return LossOutput(loss_sum, _per_sample(losses.detach(), rows, columns, batch), batch.num_target_tokens)
+
+    def merge_lora(self) -> None:
+        """Fold the adapters into the language model, for answers alone: such a model neither trains nor is saved.
+
+        Quantised weights keep their adapters.
+        """
+        self.llama_model, obstacle = merge_lora(self.llama_model)
+        log.info("LoRA: %s", f"kept beside the weights: {obstacle}" if obstacle else "folded into the weights")
 
     def trainable_parameters_by_name(self) -> list[tuple[str, nn.Parameter]]:
         """(published name, parameter) of everything that trains, in a stable order."""
