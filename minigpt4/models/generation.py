@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os.path
 import queue
 import threading
 import warnings
@@ -16,16 +17,20 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.pictures import distinct
 from minigpt4.common.types import IMAGE_TOKEN, Encoded
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.prompt_cache import PromptCache, keeps_positions
+from minigpt4.models.prompt_cache import PromptCache, growing_cache, keeps_positions
 
 # The penalty sees generated ids alone, as in MiniGPT-4; transformers says so at every answer.
 warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
 
 ROLE_MARKERS = ("Assistant:", "[/INST]")
 """What a model may repeat before its answer; the answer stands behind the last one (MiniGPT-4's rule)."""
+
+_WORTH_SHARING = 16
+"""A common start with fewer positions is computed for every prompt: another call of the model costs more."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,17 @@ class GenerationMixin(BaseModel):
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> list[str]:
-        """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order."""
+        """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order.
+
+        A picture that several prompts show is encoded once, and so is a start that all prompts share.
+        """
         if not prompts:
             return []
         options = self._with_ends(options)
-        embeddings, mask = self._left_padded(prompts, images)
-        rows = self._run(embeddings, mask, options).tolist()  # [B, new]
+        shared = self._shared_start(prompts, images, options)
+        embeddings, mask = self._left_padded(prompts, images, shared)
+        held = self._computed_once(embeddings, shared) if shared else None
+        rows = self._run(embeddings, mask, options, held=held).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
         return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
 
@@ -132,19 +142,58 @@ class GenerationMixin(BaseModel):
         """The options, which also stop at every id that ends this model's answers."""
         return replace(options, stop_ids=tuple(dict.fromkeys((*self.encoder.stop_ids, *options.stop_ids))))
 
-    def _left_padded(self, prompts: Sequence[Encoded], images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, T, D] with zeros on the left, and the mask [B, T]; positions follow the mask."""
+    def _shared_start(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> int:
+        """Positions at the start of all prompts that are worth computing once: the same ids about the same pictures.
+
+        0 where the language model could not go on from there with padding in between.
+        """
+        if len(prompts) == 1 or options.num_beams > 1 or not (self.keeps_samples_apart and keeps_positions(self._lm)):
+            return 0
+        window = getattr(self._lm.config, "sliding_window", None)
+        if window and max(len(prompt.ids) for prompt in prompts) + options.max_new_tokens > window:
+            return 0  # padding would push positions out of it
+        places = iter(distinct(list(images))[1])
+        told = []
+        for prompt in prompts:
+            pictures = [-1 - next(places) for _ in range(prompt.num_images)]  # no id is negative
+            shown = iter([number for number in pictures for _ in range(self.encoder.num_image_tokens)])
+            told.append([next(shown) if i == IMAGE_TOKEN else i for i in prompt.ids[:-1]])  # one is left to compute
+        shared = len(os.path.commonprefix(told))
+        return shared if shared >= _WORTH_SHARING else 0
+
+    def _computed_once(self, embeddings: Tensor, shared: int) -> Any:
+        """embeddings [B, T, D] with one start in all rows -> its keys and values for every row."""
+        held, was_training = growing_cache(), self.training
+        self.eval()
+        try:
+            with self.autocast():
+                self._lm.get_decoder()(inputs_embeds=embeddings[:1, :shared], past_key_values=held, use_cache=True)
+        finally:
+            self.train(was_training)
+        held.batch_repeat_interleave(len(embeddings))
+        return held
+
+    def _left_padded(self, prompts: Sequence[Encoded], images: Tensor, shared: int = 0) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, T, D], padded with zeros behind the ``shared`` first positions, and the mask [B, T].
+
+        Positions follow the mask.
+        """
+        pictures, places = distinct(list(images))
+        order = None
+        if len(pictures) < len(places):
+            images, order = torch.stack(pictures), torch.tensor(places, device=self.device)
         images = images.to(self.device)
         ids = torch.tensor([i for prompt in prompts for i in prompt.ids], device=self.device)[None]  # [1, sum]
         count = sum(prompt.ids.count(IMAGE_TOKEN) for prompt in prompts)
         with self.autocast():
-            flat = self.embed(ids, images, count)[0]  # [sum, D]
+            flat = self.embed(ids, images, count, order)[0]  # [sum, D]
         lengths = [len(prompt.ids) for prompt in prompts]
         longest = max(lengths)
         rows, mask = flat.new_zeros(len(prompts), longest, flat.shape[-1]), ids.new_zeros(len(prompts), longest)
         for row, (part, length) in enumerate(zip(torch.split(flat, lengths), lengths, strict=True)):
-            rows[row, longest - length :] = part
-            mask[row, longest - length :] = 1
+            rest = longest - length + shared
+            rows[row, :shared], rows[row, rest:] = part[:shared], part[shared:]
+            mask[row, :shared] = mask[row, rest:] = 1
         return rows, mask
 
     def _run(
