@@ -135,7 +135,16 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         return func(*args, **(kwargs or {}))
 
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal")
+WAITING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "masked_scatter_backward",
+    "unique_dim",
+    "_unique2",
+    "is_nonzero",
+    "equal",
+)
 """Operations whose result, or its size, the host cannot go on without. ``_local_scalar_dense`` reads one value."""
 
 
