@@ -64,6 +64,10 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, default=0.9, metavar="P", help="nucleus of sampling (default 0.9)")
     add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 against loops (default 1 = none)")
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    add(
+        "--decoding", default="auto", metavar="HOW",
+        help="dynamic, or compiled (a GPU's CUDA graph); auto (default) compiles on a GPU in long sessions",
+    )  # fmt: skip
 
 
 def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
@@ -111,6 +115,7 @@ def _generate_options(given: argparse.Namespace) -> GenerateOptions:
         min_new_tokens=given.min_new_tokens,
         max_length=given.max_length,
         seed=given.seed,
+        decoding=given.decoding,
     )
 
 

@@ -18,9 +18,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.pictures import distinct
+from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IMAGE_TOKEN, Encoded
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.base_model import BaseModel
+from minigpt4.models.decoding import MODES, Decoding
 from minigpt4.models.prompt_cache import PromptCache, growing_cache, keeps_positions
 
 # The penalty sees generated ids alone, as in MiniGPT-4; transformers says so at every answer.
@@ -40,6 +42,7 @@ class GenerateOptions:
     stop        texts that end an answer.
     stop_ids    ids that end an answer, besides the tokenizer's end of sequence and those of ``Encoder.stop_ids``.
     max_length  positions that a chat may take, answer included; None = the language model's own window.
+    decoding    a name in ``decoding.MODES``; auto = compiled on a GPU once that pays, else dynamic.
     """
 
     max_new_tokens: int = 300
@@ -55,8 +58,11 @@ class GenerateOptions:
     stop_ids: tuple[int, ...] = ()
     max_length: int | None = None
     seed: int | None = None
+    decoding: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.decoding not in MODES:
+            raise ConfigError(f"decoding must be one of {', '.join(MODES)}; got '{self.decoding}'")
         for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("top_k", 0), ("min_new_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -75,6 +81,10 @@ class GenerateOptions:
 
 class GenerationMixin(BaseModel):
     """``generate`` (many prompts, left padded) and ``generate_stream`` (one prompt, text as it comes)."""
+
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(cfg, device, dtype)
+        self._decoding = Decoding()
 
     @property
     def context_window(self) -> int | None:
@@ -163,13 +173,9 @@ class GenerationMixin(BaseModel):
 
     def _computed_once(self, embeddings: Tensor, shared: int) -> Any:
         """embeddings [B, T, D] with one start in all rows -> its keys and values for every row."""
-        held, was_training = growing_cache(), self.training
-        self.eval()
-        try:
-            with self.autocast():
-                self._lm.get_decoder()(inputs_embeds=embeddings[:1, :shared], past_key_values=held, use_cache=True)
-        finally:
-            self.train(was_training)
+        held = growing_cache()
+        with self._answering(), self.autocast():
+            self._lm.get_decoder()(inputs_embeds=embeddings[:1, :shared], past_key_values=held, use_cache=True)
         held.batch_repeat_interleave(len(embeddings))
         return held
 
@@ -205,20 +211,21 @@ class GenerationMixin(BaseModel):
         held: Any = None,
     ) -> Tensor:
         """embeddings [B, T, D], of which ``held`` keeps the first positions' keys and values -> new ids [B, new]."""
+        lm, decoding = self._lm, self._decoding
         arguments = _arguments(options, self.encoder.tokenizer)
         criteria: list[StoppingCriteria] = []
         if options.stop:
             criteria.append(_StopOnText(self.encoder.tokenizer, options.stop))
         if streamer is not None:
             criteria.append(_StopOnRequest(streamer.stopped))
-        if held is not None:
-            arguments["past_key_values"] = held
-        lm, was_training = self._lm, self.training
-        advice = lm.generation_config
-        self.eval()
-        try:
-            # The folder of a language model may advise penalties and the like; answers follow the options alone.
-            lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        mode, used = decoding.choose(options.decoding, lm, options.num_beams), held
+        if mode != "dynamic":
+            used = decoding.load(lm, held, len(embeddings), embeddings.shape[1] + options.max_new_tokens)
+            arguments |= decoding.arguments(mode, self.device)
+        if used is not None:
+            arguments["past_key_values"] = used
+
+        def work() -> Tensor:
             with _seeded(options.seed, self.device), self.autocast():
                 ids: Tensor = lm.generate(
                     inputs_embeds=embeddings,
@@ -227,10 +234,27 @@ class GenerationMixin(BaseModel):
                     stopping_criteria=StoppingCriteriaList(criteria),
                     **arguments,
                 )
+            return ids
+
+        with self._answering():
+            ids = decoding.run(mode, work)
+        decoding.steps += ids.shape[1]
+        if held is not None and used is not held:
+            decoding.unload(used, held)
+        return ids
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Eval mode, and none of the advice in a language model's folder (penalties and the like)."""
+        lm, was_training = self._lm, self.training
+        advice = lm.generation_config
+        self.eval()
+        try:
+            lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+            yield
         finally:
             lm.generation_config = advice
             self.train(was_training)
-        return ids
 
 
 def _arguments(options: GenerateOptions, tokenizer: Tokenizer) -> dict[str, Any]:
