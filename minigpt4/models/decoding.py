@@ -75,6 +75,8 @@ class Decoding:
             self._fixed, self._shape = StaticCache(config=llm.config, max_cache_len=shape[1]), shape
         self._fixed.reset()
         if held is not None and held.get_seq_length():
+            fixed: Any  # layers that hold keys and values; transformers' types allow others
+            growing: Any
             for fixed, growing in zip(self._fixed.layers, held.layers, strict=True):
                 known = torch.arange(growing.keys.shape[-2], device=growing.keys.device)
                 fixed.update(growing.keys, growing.values, {"cache_position": known})
@@ -84,6 +86,7 @@ class Decoding:
     def unload(fixed: Cache, held: Cache) -> None:
         """Give the positions that are new in ``fixed`` to ``held``."""
         known, total = int(held.get_seq_length()), int(fixed.get_seq_length())
+        layer: Any
         for number, layer in enumerate(fixed.layers):
             held.update(layer.keys[..., known:total, :], layer.values[..., known:total, :], number)
 
