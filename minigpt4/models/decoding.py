@@ -60,7 +60,7 @@ class Decoding:
             return {"disable_compile": True}
         if device.type == "cuda":
             return {}  # transformers compiles by itself, mode reduce-overhead
-        config = CompileConfig(mode="default")
+        config: Any = CompileConfig(mode="default")
         config._compile_all_devices = True
         return {"compile_config": config}
 
@@ -73,7 +73,8 @@ class Decoding:
         if self._fixed is None or shape != self._shape:
             self._fixed = None  # its memory is free before the new one is taken
             self._fixed, self._shape = StaticCache(config=llm.config, max_cache_len=shape[1]), shape
-        self._fixed.reset()
+        reset: Any = self._fixed.reset  # transformers leaves it untyped
+        reset()
         if held is not None and held.get_seq_length():
             fixed: Any  # layers that hold keys and values; transformers' types allow others
             growing: Any

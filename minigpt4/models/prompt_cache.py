@@ -86,6 +86,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """[B, H, T, d] -> [repeats * B, H, T, d]."""
+        assert self.keys is not None and self.values is not None
         self.keys = self._key_room = self.keys.repeat_interleave(repeats, dim=0)
         self.values = self._value_room = self.values.repeat_interleave(repeats, dim=0)
 
