@@ -21,6 +21,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.schema import Config, RunConfig
 from minigpt4.common.types import IMAGE_TOKEN, Turn
 from minigpt4.models.generation import GenerateOptions
+from minigpt4.models.weights import read_weights
 from tests.golden_cases import build_model, load_case
 
 SHORT = GenerateOptions(max_new_tokens=6)
@@ -55,12 +56,20 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_checkpoint_alone_gives_the_trained_model_back(assistant: Assistant) -> None:
+def test_a_checkpoint_alone_gives_the_trained_model_back(checkpoint: Path) -> None:
+    model = load_assistant(str(checkpoint), merge_lora=False).model
     trained = build_model(load_case("c_minigptv2_lora_instruction")).trainable_state()
-    loaded = assistant.model.trainable_state()
+    loaded = model.trainable_state()
     assert trained.keys() == loaded.keys()
     assert all((trained[name] == loaded[name]).all() for name in trained)
-    assert not assistant.model.training
+    assert not model.training
+
+
+def test_an_assistant_answers_without_separate_adapters_and_leaves_the_file_alone(
+    assistant: Assistant, checkpoint: Path
+) -> None:
+    assert not [name for name, _ in assistant.model.named_modules() if "lora" in name]
+    assert any("lora" in name for name in read_weights(checkpoint).tensors)
 
 
 def test_the_chat_sends_the_training_ids(assistant: Assistant, picture: Path) -> None:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from minigpt4.common.types import Turn
 from minigpt4.conversation.templates import TEMPLATES
-from minigpt4.models.base_model import shifted_labels
 from minigpt4.models.generation import GenerateOptions
 from minigpt4.models.vision import resize_position_table
 from minigpt4.models.weights import canonical_name
@@ -55,7 +54,7 @@ def test_logits_loss_and_gradients_are_the_reference_s(name: str, layout: object
     with torch.no_grad():
         embeddings = model.embed(batch.input_ids, batch.images, batch.num_image_positions)
         hidden = model.hidden_states(embeddings, batch.position_ids, batch.lengths)
-        logits = model._lm.get_output_embeddings()(hidden[shifted_labels(batch.labels) != -100])
+        logits = model._lm.get_output_embeddings()(hidden.flatten(0, 1)[batch.supervised])
     torch.testing.assert_close(logits, case.tensor("supervised_logits"), atol=5e-5, rtol=0)
     output = model(batch)
     assert output.loss_sum.item() / batch.num_target_tokens == pytest.approx(case.meta["loss_mean"], abs=1e-5)

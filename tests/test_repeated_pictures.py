@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigpt4.common.pictures import distinct
 from minigpt4.common.types import Batch, Sample, Turn
-from minigpt4.datasets.collate import collate_packed, collate_padded, distinct
+from minigpt4.datasets.collate import collate_packed, collate_padded
 from minigpt4.models.base_model import BaseModel
 from tests.golden_cases import build_model, images_of, load_case
 

@@ -42,6 +42,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="text processor of questions: auto = the checkpoint's (default), identity, blip_caption",
     )
     parser.add_argument(
+        "--no-merge", action="store_true", help="run LoRA beside the weights, as in training, not folded into them"
+    )
+    parser.add_argument(
         "--legacy-history",
         action="store_true",
         help="MiniGPT-v2: write the conversation as the published chat did, without end symbols between turns",
@@ -61,6 +64,10 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, default=0.9, metavar="P", help="nucleus of sampling (default 0.9)")
     add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 against loops (default 1 = none)")
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    add(
+        "--decoding", default="auto", metavar="HOW",
+        help="dynamic, or compiled (a GPU's CUDA graph); auto (default) compiles on a GPU in long sessions",
+    )  # fmt: skip
 
 
 def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
@@ -81,8 +88,9 @@ def run(given: argparse.Namespace, archs: Sequence[str] = ()) -> int:
     image = open_image(given.image) if given.image else None
     settings = [*given.options, *([f"model.chat_format={LEGACY_TEMPLATE}"] if given.legacy_history else [])]
     assistant = load_assistant(
-        given.ckpt, given.cfg_path, settings, choose_device(given.gpu_id), archs, given.question_processor
-    )
+        given.ckpt, given.cfg_path, settings, choose_device(given.gpu_id), archs, given.question_processor,
+        merge_lora=not given.no_merge,
+    )  # fmt: skip
     session = ChatSession(assistant, lambda notice: print(f"note: {notice}", file=sys.stderr))
     if image is not None:
         session.set_image(image)
@@ -107,6 +115,7 @@ def _generate_options(given: argparse.Namespace) -> GenerateOptions:
         min_new_tokens=given.min_new_tokens,
         max_length=given.max_length,
         seed=given.seed,
+        decoding=given.decoding,
     )
 
 

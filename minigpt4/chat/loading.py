@@ -67,11 +67,14 @@ def load_assistant(
     device: torch.device | None = None,
     archs: Sequence[str] = (),
     question_processor: str = "auto",
+    *,
+    merge_lora: bool = True,
 ) -> Assistant:
     """Build the model of a checkpoint directory (or job folder), or of a YAML file.
 
     With both, the YAML says how the model is built and the checkpoint replaces its ``model.ckpt``. archs: architectures
-    the caller can talk to; empty = all. Raises ConfigError and CheckpointError before weights load where possible.
+    the caller can talk to; empty = all. merge_lora: answer without the work of separate adapters; False leaves them.
+    Raises ConfigError and CheckpointError before weights load where possible.
     """
     if ckpt is None and cfg_path is None:
         raise ConfigError("name a checkpoint directory (--ckpt) or a YAML file (--cfg-path)")
@@ -86,6 +89,8 @@ def load_assistant(
     if checkpoint is None and model_cfg.ckpt and Path(model_cfg.ckpt).is_dir():
         checkpoint = read_checkpoint(model_cfg.ckpt)
     model = _build(model_cfg, checkpoint, device or choose_device())
+    if merge_lora and model_cfg.lora_r:
+        model.merge_lora()
     if question_processor == "auto":
         question_processor = (
             str(checkpoint.manifest.get("question_processor", "identity")) if checkpoint else "identity"

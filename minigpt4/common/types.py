@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ class Batch:
     image_order   [M] long: which of ``images`` stands at each of M places; None: every one once, in order.
     lengths       per sample, in order of appearance.
     passed_over   broken records that others stand in for.
+
+    Two lists of positions, counted through all rows, are made with the batch: a GPU that had to look for them would
+    let the host wait for how many it finds.
+    supervised    [n] long; the positions whose next one has a label.
+    image_places  [M * P] long; the positions of IMAGE_TOKEN.
     """
 
     input_ids: Tensor
@@ -128,11 +134,15 @@ class Batch:
     passed_over: tuple[BadRecord, ...] = ()
     image_order: Tensor | None = None
     image_norm: Tensor | None = None
+    supervised: Tensor = field(init=False)
+    image_places: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        # Counted once, on the CPU, so that the model can check it without a device synchronisation.
+        rows, columns = (self.labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+        self.supervised = rows * self.labels.shape[1] + columns
+        self.image_places = (self.input_ids.flatten() == IMAGE_TOKEN).nonzero().flatten()
         if self.num_image_positions < 0:
-            self.num_image_positions = int((self.input_ids == IMAGE_TOKEN).sum())
+            self.num_image_positions = len(self.image_places)
 
     def without_targets(self) -> Batch:
         """The same rows with nothing to learn: a forward and backward that add nothing."""
@@ -145,13 +155,13 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """What a model reads, on ``device``; bytes are normalised there."""
         batch = self.copied(device)
-        if batch.image_norm is None:
-            return batch
-        return replace(batch, images=normalise(batch.images, batch.image_norm), image_norm=None)
+        if batch.image_norm is not None:
+            batch.images, batch.image_norm = normalise(batch.images, batch.image_norm), None
+        return batch
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the batch."""
-        found = (self.input_ids, self.position_ids, self.labels, self.images, self.image_order, self.image_norm)
+        found = [getattr(self, name) for name in _TENSORS]
         return [tensor for tensor in found if tensor is not None]
 
     def pin_memory(self) -> Batch:
@@ -159,12 +169,14 @@ class Batch:
         return self._with(lambda tensor: tensor.pin_memory())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            input_ids=change(self.input_ids),
-            position_ids=change(self.position_ids),
-            labels=change(self.labels),
-            images=change(self.images),
-            image_order=None if self.image_order is None else change(self.image_order),
-            image_norm=None if self.image_norm is None else change(self.image_norm),
-        )
+        """A copy with other tensors; nothing is looked for again."""
+        other = copy(self)
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            setattr(other, name, None if tensor is None else change(tensor))
+        return other
+
+
+_TENSORS = (
+    "input_ids", "position_ids", "labels", "images", "image_order", "image_norm", "supervised", "image_places"
+)  # fmt: skip

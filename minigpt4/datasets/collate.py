@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.pictures import distinct
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IGNORE_INDEX, BadRecord, Batch, Encoded, Pixels, Sample, as_floats
 from minigpt4.datasets.balance import Groups
@@ -19,10 +20,6 @@ from minigpt4.datasets.streams import Start, StreamDataset
 
 if TYPE_CHECKING:
     from minigpt4.conversation.encoding import Encoder
-
-
-_LOOKED_AT = 32
-"""Values of a picture that tell most pictures apart."""
 
 
 class SampleDataset(Protocol):
@@ -134,27 +131,6 @@ def _stacked(pictures: Sequence[Tensor | Pixels]) -> tuple[Tensor, Tensor | None
     if len(pixels) == len(pictures) and len({(one.mean, one.std) for one in pixels}) == 1:
         return torch.stack([one.values for one in pixels]), pixels[0].norm()
     return torch.stack([as_floats(picture) for picture in pictures]), None
-
-
-def distinct(images: Sequence[Tensor | Pixels]) -> tuple[list[Tensor | Pixels], list[int]]:
-    """Every picture once, and which of these stands at each place. Equal means equal in every value."""
-    kept: list[Tensor | Pixels] = []
-    order: list[int] = []
-    alike: dict[Any, list[int]] = {}  # a few values find what is worth a whole comparison
-    for image in images:
-        values, norm = _values(image), (image.mean, image.std) if isinstance(image, Pixels) else None
-        flat = values.reshape(-1)
-        candidates = alike.setdefault((norm, *flat[:: flat.numel() // _LOOKED_AT + 1].tolist()), [])
-        number = next((number for number in candidates if torch.equal(_values(kept[number]), values)), len(kept))
-        if number == len(kept):
-            candidates.append(number)
-            kept.append(image)
-        order.append(number)
-    return kept, order
-
-
-def _values(picture: Tensor | Pixels) -> Tensor:
-    return picture.values if isinstance(picture, Pixels) else picture
 
 
 class WindowDataset(Dataset[list[Batch]]):

@@ -62,8 +62,9 @@ class Source:
         options = [*self.options, *FULL_WEIGHTS, *([f"model.ckpt={ckpt}"] if ckpt else [])]
         weights = str(self.checkpoint.path) if self.checkpoint is not None and not ckpt else None
         return load_assistant(
-            weights, self.config_path, options, torch.device("cpu"), question_processor=self.question_processor
-        )
+            weights, self.config_path, options, torch.device("cpu"),
+            question_processor=self.question_processor, merge_lora=False,
+        )  # fmt: skip
 
 
 def open_source(

@@ -47,14 +47,39 @@ def packed_attention(
     return attended.transpose(1, 2).contiguous(), None
 
 
-def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask where nothing is padded: causality and the bounds of samples are the attention's own business."""
+def _mask(
+    *,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    **kwargs: Any,
+) -> Tensor | None:
+    """No mask where nothing is padded: causality and the bounds of samples are the attention's own business.
+
+    But for a cache of one size, in which positions follow that nobody has written yet.
+    """
     from transformers.masking_utils import sdpa_mask
 
-    if attention_mask is None:
+    may_skip = allow_is_causal_skip and kv_length == _written(kv_length, **kwargs)
+    if attention_mask is None and may_skip:
         return None
-    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **kwargs)
+    mask: Tensor | None = sdpa_mask(
+        kv_length=kv_length, attention_mask=attention_mask, allow_is_causal_skip=may_skip, **kwargs
+    )
     return mask
+
+
+def _written(
+    kv_length: int,
+    q_length: int = 0,
+    q_offset: int | Tensor = 0,
+    cache_position: Tensor | None = None,  # what older transformers say instead of the two
+    **kwargs: Any,
+) -> int:
+    """Positions of a cache after the new ones."""
+    if cache_position is not None:
+        q_length, q_offset = len(cache_position), cache_position[0]
+    return q_length if q_length == kv_length else q_length + int(q_offset)
 
 
 def use_packed_attention(llm: Any) -> bool:

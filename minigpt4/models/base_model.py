@@ -20,10 +20,10 @@ from torch.utils import _pytree
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.sharding import whole
-from minigpt4.common.types import IGNORE_INDEX, IMAGE_TOKEN, Batch
+from minigpt4.common.types import IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.models.lean import use_lean_layers
-from minigpt4.models.llm import build_llm, causal_lm, check_llm
+from minigpt4.models.llm import build_llm, causal_lm, check_llm, merge_lora
 from minigpt4.models.load_report import (
     LoadReport,
     check_lora_settings,
@@ -246,10 +246,18 @@ class BaseModel(nn.Module, ABC):
     def _vision_parameters(self) -> list[nn.Parameter]:
         return [*self.visual_encoder.parameters(), *self.ln_vision.parameters()]
 
-    def embed(self, input_ids: Tensor, images: Tensor, num_image_positions: int, order: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        images: Tensor,
+        num_image_positions: int,
+        order: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """input_ids [R, T], images of all IMAGE_TOKEN positions in order -> embeddings [R, T, D].
 
-        order: see ``Batch.image_order``. Raises ValueError naming both counts when positions and image features differ.
+        order, places: see ``Batch.image_order`` and ``Batch.image_places``; places that are not given are looked for.
+        Raises ValueError naming both counts when positions and image features differ.
         """
         count = images.shape[0] if order is None else order.shape[0]
         found = count * self.encoder.num_image_tokens
@@ -265,7 +273,11 @@ class BaseModel(nn.Module, ABC):
                 return embeddings
             return embeddings.masked_scatter(is_image.unsqueeze(-1), self._unseen().to(embeddings.dtype))
         features = self.encode_images(images, order).to(embeddings.dtype)  # [N, P, D]
-        return embeddings.masked_scatter(is_image.unsqueeze(-1), features)
+        if places is None:
+            places = is_image.flatten().nonzero().flatten()
+        # The gradient of masked_scatter would look for the places again.
+        filled = embeddings.flatten(0, 1).index_copy(0, places, features.flatten(0, 1))
+        return filled.view_as(embeddings)
 
     def _unseen(self) -> Tensor:
         """What a row without pictures scatters onto no position at all: the way of pictures, with gradients of zero.
@@ -303,16 +315,25 @@ class BaseModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> LossOutput:
         """Summed cross-entropy of the supervised positions; the head sees no other position."""
         with self.autocast():
-            embeddings = self.embed(batch.input_ids, batch.images, batch.num_image_positions, batch.image_order)
-            hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths)
-            targets = shifted_labels(batch.labels)  # [R, T]
-            rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+            embeddings = self.embed(
+                batch.input_ids, batch.images, batch.num_image_positions, batch.image_order, batch.image_places
+            )
+            hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths).flatten(0, 1)  # [R * T, D]
+            targets = batch.labels.flatten()[batch.supervised + 1]  # [n]
             head = self._lm.get_output_embeddings()
-            losses = token_losses(hidden[rows, columns], head, targets[rows, columns], shape=self.logit_shape)
+            losses = token_losses(hidden[batch.supervised], head, targets, shape=self.logit_shape)
         loss_sum = losses.sum()
         if batch.images.shape[0] == 0:  # keeps DDP's set of used parameters the same for text-only batches
             loss_sum = loss_sum + sum(0.0 * parameter.float().sum() for parameter in self.projection_parameters())
-        return LossOutput(loss_sum, _per_sample(losses.detach(), rows, columns, batch), batch.num_target_tokens)
+        return LossOutput(loss_sum, _per_sample(losses.detach(), batch), batch.num_target_tokens)
+
+    def merge_lora(self) -> None:
+        """Fold the adapters into the language model, for answers alone: such a model neither trains nor is saved.
+
+        Quantised weights keep their adapters.
+        """
+        self.llama_model, obstacle = merge_lora(self.llama_model)
+        log.info("LoRA: %s", f"kept beside the weights: {obstacle}" if obstacle else "folded into the weights")
 
     def trainable_parameters_by_name(self) -> list[tuple[str, nn.Parameter]]:
         """(published name, parameter) of everything that trains, in a stable order."""
@@ -359,18 +380,12 @@ class BaseModel(nn.Module, ABC):
         return match_weights(parameters, trained, state, source, complete)
 
 
-def shifted_labels(labels: Tensor) -> Tensor:
-    """labels [R, T] -> what each position must predict, [R, T]; the last position predicts nothing."""
-    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
-
-
-def _per_sample(losses: Tensor, rows: Tensor, columns: Tensor, batch: Batch) -> Tensor:
-    """Token losses [n] at (rows, columns) -> sums per sample [B]."""
-    lengths = torch.tensor(batch.lengths, device=losses.device)
-    sample = rows
-    if len(batch.lengths) != batch.input_ids.shape[0]:
-        ends = lengths.cumsum(0)  # packed: one row, samples one after another
-        sample = torch.searchsorted(ends, columns, right=True)
+def _per_sample(losses: Tensor, batch: Batch) -> Tensor:
+    """Token losses [n] at ``batch.supervised`` -> sums per sample [B]."""
+    sample = batch.supervised // batch.labels.shape[1]
+    if len(batch.lengths) != batch.input_ids.shape[0]:  # packed: one row, samples one after another
+        ends = torch.tensor(batch.lengths).cumsum(0).to(losses.device, non_blocking=True)
+        sample = torch.searchsorted(ends, batch.supervised, right=True)
     return torch.zeros(len(batch.lengths), device=losses.device).index_add_(0, sample, losses)
 
 

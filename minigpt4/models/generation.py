@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os.path
 import queue
 import threading
 import warnings
@@ -16,16 +17,22 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.pictures import distinct
+from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IMAGE_TOKEN, Encoded
 from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.prompt_cache import PromptCache, keeps_positions
+from minigpt4.models.decoding import MODES, Decoding
+from minigpt4.models.prompt_cache import PromptCache, growing_cache, keeps_positions
 
 # The penalty sees generated ids alone, as in MiniGPT-4; transformers says so at every answer.
 warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
 
 ROLE_MARKERS = ("Assistant:", "[/INST]")
 """What a model may repeat before its answer; the answer stands behind the last one (MiniGPT-4's rule)."""
+
+_WORTH_SHARING = 16
+"""A common start with fewer positions is computed for every prompt: another call of the model costs more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class GenerateOptions:
     stop        texts that end an answer.
     stop_ids    ids that end an answer, besides the tokenizer's end of sequence and those of ``Encoder.stop_ids``.
     max_length  positions that a chat may take, answer included; None = the language model's own window.
+    decoding    a name in ``decoding.MODES``; auto = compiled on a GPU once that pays, else dynamic.
     """
 
     max_new_tokens: int = 300
@@ -50,8 +58,11 @@ class GenerateOptions:
     stop_ids: tuple[int, ...] = ()
     max_length: int | None = None
     seed: int | None = None
+    decoding: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.decoding not in MODES:
+            raise ConfigError(f"decoding must be one of {', '.join(MODES)}; got '{self.decoding}'")
         for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("top_k", 0), ("min_new_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -71,6 +82,10 @@ class GenerateOptions:
 class GenerationMixin(BaseModel):
     """``generate`` (many prompts, left padded) and ``generate_stream`` (one prompt, text as it comes)."""
 
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(cfg, device, dtype)
+        self._decoding = Decoding()
+
     @property
     def context_window(self) -> int | None:
         """Positions the language model was made for; None where its configuration does not say."""
@@ -79,12 +94,17 @@ class GenerationMixin(BaseModel):
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> list[str]:
-        """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order."""
+        """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order.
+
+        A picture that several prompts show is encoded once, and so is a start that all prompts share.
+        """
         if not prompts:
             return []
         options = self._with_ends(options)
-        embeddings, mask = self._left_padded(prompts, images)
-        rows = self._run(embeddings, mask, options).tolist()  # [B, new]
+        shared = self._shared_start(prompts, images, options)
+        embeddings, mask = self._left_padded(prompts, images, shared)
+        held = self._computed_once(embeddings, shared) if shared else None
+        rows = self._run(embeddings, mask, options, held=held).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
         return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
 
@@ -132,19 +152,54 @@ class GenerationMixin(BaseModel):
         """The options, which also stop at every id that ends this model's answers."""
         return replace(options, stop_ids=tuple(dict.fromkeys((*self.encoder.stop_ids, *options.stop_ids))))
 
-    def _left_padded(self, prompts: Sequence[Encoded], images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, T, D] with zeros on the left, and the mask [B, T]; positions follow the mask."""
+    def _shared_start(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> int:
+        """Positions at the start of all prompts that are worth computing once: the same ids about the same pictures.
+
+        0 where the language model could not go on from there with padding in between.
+        """
+        if len(prompts) == 1 or options.num_beams > 1 or not (self.keeps_samples_apart and keeps_positions(self._lm)):
+            return 0
+        window = getattr(self._lm.config, "sliding_window", None)
+        if window and max(len(prompt.ids) for prompt in prompts) + options.max_new_tokens > window:
+            return 0  # padding would push positions out of it
+        places = iter(distinct(list(images))[1])
+        told = []
+        for prompt in prompts:
+            pictures = [-1 - next(places) for _ in range(prompt.num_images)]  # no id is negative
+            shown = iter([number for number in pictures for _ in range(self.encoder.num_image_tokens)])
+            told.append([next(shown) if i == IMAGE_TOKEN else i for i in prompt.ids[:-1]])  # one is left to compute
+        shared = len(os.path.commonprefix(told))
+        return shared if shared >= _WORTH_SHARING else 0
+
+    def _computed_once(self, embeddings: Tensor, shared: int) -> Any:
+        """embeddings [B, T, D] with one start in all rows -> its keys and values for every row."""
+        held = growing_cache()
+        with self._answering(), self.autocast():
+            self._lm.get_decoder()(inputs_embeds=embeddings[:1, :shared], past_key_values=held, use_cache=True)
+        held.batch_repeat_interleave(len(embeddings))
+        return held
+
+    def _left_padded(self, prompts: Sequence[Encoded], images: Tensor, shared: int = 0) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, T, D], padded with zeros behind the ``shared`` first positions, and the mask [B, T].
+
+        Positions follow the mask.
+        """
+        pictures, places = distinct(list(images))
+        order = None
+        if len(pictures) < len(places):
+            images, order = torch.stack(pictures), torch.tensor(places, device=self.device)
         images = images.to(self.device)
         ids = torch.tensor([i for prompt in prompts for i in prompt.ids], device=self.device)[None]  # [1, sum]
         count = sum(prompt.ids.count(IMAGE_TOKEN) for prompt in prompts)
         with self.autocast():
-            flat = self.embed(ids, images, count)[0]  # [sum, D]
+            flat = self.embed(ids, images, count, order)[0]  # [sum, D]
         lengths = [len(prompt.ids) for prompt in prompts]
         longest = max(lengths)
         rows, mask = flat.new_zeros(len(prompts), longest, flat.shape[-1]), ids.new_zeros(len(prompts), longest)
         for row, (part, length) in enumerate(zip(torch.split(flat, lengths), lengths, strict=True)):
-            rows[row, longest - length :] = part
-            mask[row, longest - length :] = 1
+            rest = longest - length + shared
+            rows[row, :shared], rows[row, rest:] = part[:shared], part[shared:]
+            mask[row, :shared] = mask[row, rest:] = 1
         return rows, mask
 
     def _run(
@@ -156,20 +211,21 @@ class GenerationMixin(BaseModel):
         held: Any = None,
     ) -> Tensor:
         """embeddings [B, T, D], of which ``held`` keeps the first positions' keys and values -> new ids [B, new]."""
+        lm, decoding = self._lm, self._decoding
         arguments = _arguments(options, self.encoder.tokenizer)
         criteria: list[StoppingCriteria] = []
         if options.stop:
             criteria.append(_StopOnText(self.encoder.tokenizer, options.stop))
         if streamer is not None:
             criteria.append(_StopOnRequest(streamer.stopped))
-        if held is not None:
-            arguments["past_key_values"] = held
-        lm, was_training = self._lm, self.training
-        advice = lm.generation_config
-        self.eval()
-        try:
-            # The folder of a language model may advise penalties and the like; answers follow the options alone.
-            lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        mode, used = decoding.choose(options.decoding, lm, options.num_beams), held
+        if mode != "dynamic":
+            used = decoding.load(lm, held, len(embeddings), embeddings.shape[1] + options.max_new_tokens)
+            arguments |= decoding.arguments(mode, self.device)
+        if used is not None:
+            arguments["past_key_values"] = used
+
+        def work() -> Tensor:
             with _seeded(options.seed, self.device), self.autocast():
                 ids: Tensor = lm.generate(
                     inputs_embeds=embeddings,
@@ -179,10 +235,27 @@ class GenerationMixin(BaseModel):
                     synced_gpus=self.is_sharded,  # a rank whose answers are done goes on until all are
                     **arguments,
                 )
+            return ids
+
+        with self._answering():
+            ids = decoding.run(mode, work)
+        decoding.steps += ids.shape[1]
+        if held is not None and used is not held:
+            decoding.unload(used, held)
+        return ids
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Eval mode, and none of the advice in a language model's folder (penalties and the like)."""
+        lm, was_training = self._lm, self.training
+        advice = lm.generation_config
+        self.eval()
+        try:
+            lm.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+            yield
         finally:
             lm.generation_config = advice
             self.train(was_training)
-        return ids
 
 
 def _arguments(options: GenerateOptions, tokenizer: Tokenizer) -> dict[str, Any]:

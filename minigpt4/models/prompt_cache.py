@@ -38,7 +38,7 @@ class PromptCache:
         surplus = len(self.ids) - shared
         self.ids, self._held = [], None
         if held is None or shared == 0:
-            return Cache(layer_class_to_replicate=_GrowingLayer)
+            return growing_cache()
         if surplus:
             held.crop(-surplus)
         return held
@@ -60,6 +60,11 @@ class PromptCache:
         return min(len(self.ids), len(ids) - 1)
 
 
+def growing_cache() -> Cache:
+    """Holds nothing yet."""
+    return Cache(layer_class_to_replicate=_GrowingLayer)
+
+
 class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Writes new positions into spare room; transformers' own layer copies every held position for every new one."""
 
@@ -78,6 +83,12 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._value_room[..., held:total, :] = value_states
         self.keys, self.values = self._key_room[..., :total, :], self._value_room[..., :total, :]
         return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """[B, H, T, d] -> [repeats * B, H, T, d]."""
+        assert self.keys is not None and self.values is not None
+        self.keys = self._key_room = self.keys.repeat_interleave(repeats, dim=0)
+        self.values = self._value_room = self.values.repeat_interleave(repeats, dim=0)
 
 
 def _with_room(held: Tensor, total: int) -> Tensor:
