@@ -83,7 +83,7 @@ def test_best_goes_by_the_named_metric_of_the_named_data_set(tmp_path: Path, mon
     valid = {"metrics": ["loss", "exact_accuracy"], "best_by": "exact_accuracy/one", "every": 4, "num_canaries": 0}
     runner = _runner(tmp_path, valid)
     monkeypatch.setattr(
-        runner.validator, "_answer_metrics", lambda dataset, tell: {"val_exact_accuracy/one": next(scores)}
+        runner.validator, "_answer_metrics", lambda dataset, tell: ({"val_exact_accuracy/one": next(scores)}, [])
     )
     assert runner.train() == 0
     assert read_checkpoint(runner.job_dir / "checkpoints" / "best").step == 4  # higher is better, the first of equals
