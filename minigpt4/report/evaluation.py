@@ -83,8 +83,8 @@ def confusion(title: str, rows: Sequence[Answer]) -> str:
         lines.append(f"<tr><th>{escape(shown[label].strip())}</th>{''.join(cells)}</tr>")
     head = "".join(f'<th class="n">{escape(shown[given].strip()) if given else "other"}</th>' for given in columns)
     return (
-        f'<div class="wide"><table class="matrix"><caption>{escape(title)}: reference downwards, answer across'
-        f"</caption><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="whole"><p class="small dim">{escape(title)}</p><div class="wide"><table class="matrix">'
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 
@@ -127,11 +127,12 @@ def _details(item: AnswerSet) -> Iterator[str]:
             "intervals overlap widely, these answers cannot tell.</p>"
         )
         yield fold(f"{title}: by property of the record", note + body, is_open=True)
-    candidates = [(item.name, item.rows)] if has_labels(item.rows) else []
-    candidates += [(f"{item.name}, {name}", rows) for name, rows in sections.items() if has_labels(rows)]
+    candidates = [("all", item.rows)] if has_labels(item.rows) else []
+    candidates += [(name, rows) for name, rows in sections.items() if has_labels(rows)]
     matrices = [confusion(name, rows) for name, rows in candidates[:_MATRICES]]
     if matrices:
-        yield fold(f"{title}: confusions", "".join(matrices), is_open=True)
+        body = f'<div class="matrices">{"".join(matrices)}</div>'
+        yield fold(f"{title}: confusions (reference downwards, answer across)", body, is_open=True)
 
 
 def _groups(name: str, groups: dict[str, list[Answer]]) -> str:

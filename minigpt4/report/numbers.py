@@ -21,7 +21,7 @@ def number(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def short(value: float | None) -> str:
-    """At most four digits that mean something: 0.0123, 12.35, 3.0e-05, 16,375."""
+    """Three or four digits that mean something: 0.0123, 12.35, 3.00e-05, 16,375."""
     if value is None or not math.isfinite(value):
         return NONE
     size = abs(value)
@@ -31,7 +31,7 @@ def short(value: float | None) -> str:
         return f"{value:.2e}"
     if size >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.{3 - math.floor(math.log10(size))}f}" if size < 1 else f"{value:.4g}"
+    return f"{value:.{2 - math.floor(math.log10(size))}f}" if size < 1 else f"{value:.4g}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -22,19 +22,25 @@ nav { display: flex; flex-wrap: wrap; gap: 0 1rem; margin: .6rem 0; font-size: .
 table { border-collapse: collapse; font-size: .88rem; min-width: 50%; }
 caption { text-align: left; color: var(--dim); padding-bottom: .2rem; }
 th { text-align: left; font-weight: 600; }
-td, th { border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; vertical-align: top; } td { overflow-wrap: anywhere; min-width: 3rem; }
+td, th { border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; vertical-align: top; }
+td { overflow-wrap: break-word; } td:first-child { min-width: 6.5rem; max-width: 26rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-table.matrix { min-width: 0; } .matrix td, .matrix th { padding: .2rem .5rem; }
+.matrices { display: flex; flex-wrap: wrap; gap: .5rem 2rem; } .matrices > div { max-width: 100%; min-width: 0; }
+table.matrix, .matrix td:first-child { min-width: 0; } .matrix td, .matrix th { padding: .2rem .5rem; }
 .matrix .right { background: color-mix(in srgb, var(--good) calc(var(--v) * .55), transparent); }
 .matrix .wrong { background: color-mix(in srgb, var(--error) calc(var(--v) * .75), transparent); }
 pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font: .8rem/1.45 ui-monospace, monospace;
   background: var(--page); border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; margin: .3rem 0; }
+.tile b { overflow-wrap: anywhere; }
 .broad { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
 .item { display: flex; gap: .8rem; padding: .5rem 0; min-width: 0; }
 .item > div { min-width: 0; overflow-wrap: anywhere; font-size: .92rem; }
 .item img { flex: none; width: 7rem; height: 7rem; object-fit: contain; background: var(--page); border-radius: .3rem; }
+@media (max-width: 34rem) { .n .dim { display: block; white-space: nowrap; } table { font-size: .8rem; }
+  td, th { padding-right: .5rem; } td:first-child { min-width: 5.5rem; }
+  .item img { width: 5.5rem; height: 5.5rem; } }
 @media print { nav { display: none; } .wide { overflow: visible; } .grid { grid-template-columns: 1fr 1fr; }
-  table { font-size: 8.5pt; } .n { white-space: normal; } pre { white-space: pre-wrap; } }
+  table { font-size: 8.5pt; } .n { white-space: normal; } pre { white-space: pre-wrap; font-size: 6.5pt; columns: 2; } }
 """
     + svg.STYLE
 )
@@ -67,7 +73,7 @@ def _heads(jobs: Sequence[Job]) -> list[str]:
 
 
 def _about(job: Job) -> str:
-    facts = [job.manifest.get("started"), job.manifest.get("arch"), f"{job.manifest.get('world_size', 1)} rank(s)"]
+    facts = [job.manifest.get("started"), job.manifest.get("arch"), setup.ranks(job.manifest)]
     return " · ".join(escape(str(fact)) for fact in facts if fact)
 
 
@@ -75,8 +81,7 @@ def _one(job: Job, answers: Sequence[AnswerSet], album: Album) -> list[tuple[str
     pictures = gallery.gallery(answers, album)
     asked = gallery.canaries([("", job)], album)
     return [
-        ("Curves", training.curves([job])),
-        ("Time and memory", training.phases([job]) + training.memory_phases(job)),
+        ("Curves", training.curves([job]) + training.memory_phases(job)),
         ("Held-out answers", evaluation.evaluation(answers)),
         ("Examples", about_pictures(album) + pictures if pictures else ""),
         ("Canaries", asked),
@@ -104,7 +109,6 @@ def _two(
         ("A against B", _numbers(first, second)),
         ("Paired answers", evaluation.comparison(before, after)),
         ("Curves", training.curves(jobs)),
-        ("Time and memory", training.phases(jobs)),
         ("Settings that differ", setup.settings_difference(first, second)),
         ("Examples", about_pictures(album) + pictures if pictures else ""),
         ("Held-out answers", "".join(f"<h3>Run {label}</h3>{text}" for label, text in tables if text)),

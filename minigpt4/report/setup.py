@@ -87,6 +87,12 @@ def origin(job: Job) -> str:
     return "".join(parts) + _loads(manifest.get("load_report"))
 
 
+def ranks(start: Mapping[str, Any]) -> str:
+    """'1 rank', '8 ranks'."""
+    count = start.get("world_size", 1)
+    return "1 rank" if count == 1 else f"{count} ranks"
+
+
 def changes(config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Key, value and default of every setting that is not its default, in the order of the file."""
     usual = flat(defaults(config))
@@ -138,7 +144,7 @@ def _value(value: Any) -> str:
 
 def _start(start: Mapping[str, Any]) -> str:
     """When, from where and how a run was started."""
-    facts = [str(start.get("started", "")), f"{start.get('world_size', 1)} rank(s)"]
+    facts = [str(start.get("started", "")), ranks(start)]
     facts.append(f"code {start.get('git') or 'outside a repository'}")
     facts += [
         f"{word} {start[key]}"

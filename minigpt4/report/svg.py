@@ -142,7 +142,7 @@ def _axes(across: _Scale, up: _Scale, xs: Sequence[float]) -> str:
     for value in _log_ticks(up) if up.is_log else _ticks(up.low, up.high, 4):
         y = up(value)
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{short(value)}</text>')
+        parts.append(f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{value:g}</text>')
     for value in _ticks(across.low, across.high, 5):
         if max(xs) > min(xs) or value == min(xs):
             parts.append(f'<text x="{across(value):.1f}" y="{floor + 13}" text-anchor="middle">{short(value)}</text>')

@@ -8,7 +8,7 @@ from html import escape
 from minigpt4.common.curve import smoothed
 from minigpt4.report.html import table
 from minigpt4.report.job import Job, Rows
-from minigpt4.report.numbers import NONE, clock, number, percent, short
+from minigpt4.report.numbers import NONE, clock, number, short
 from minigpt4.report.svg import Line, chart, shares
 
 PHASES = (
@@ -37,7 +37,7 @@ def tiles(job: Job) -> str:
             (f"Best {job.state.get('best_by', '')}", short(best), f"window {job.state.get('best_window')}", "")
         )
     for name, value in headline(job).items():
-        found.append((name, short(value), f"window {job.checks[-1].get('window')}, held out", ""))
+        found.append((f"Held-out {name}", short(value), f"window {job.checks[-1].get('window')}", ""))
     found.append(("Training loss", short(number(last, "loss_avg")), "per target token, latest", ""))
     found.append(("Speed", f"{short(number(last, 'samples_per_s'))} / s", "samples, latest", ""))
     found.append(
@@ -104,7 +104,7 @@ def curves(jobs: Sequence[Job]) -> str:
     for key, title, unit in _CHARTS:
         lines = [Line(label, points(job.windows, key), colour) for label, job, colour in labelled(jobs)]
         parts.append(chart(title, unit, lines, key == "grad_norm", marks))
-    body = "".join(part for part in parts if part)
+    body = "".join([*parts, *_phases(jobs)])
     return f'<div class="grid">{body}</div>' if body else ""
 
 
@@ -112,23 +112,6 @@ def labelled(jobs: Sequence[Job]) -> list[tuple[str, Job, int]]:
     """A and B for two runs, 'run' for one, with the colour."""
     names = ("A", "B") if len(jobs) > 1 else ("run",)
     return [(name, job, colour) for colour, (name, job) in enumerate(zip(names, jobs, strict=True))]
-
-
-def phases(jobs: Sequence[Job]) -> str:
-    """Where the time of a window goes, over the whole run and as it went on."""
-    parts = []
-    for label, job, _ in labelled(jobs):
-        means = _phase_seconds(job.windows)
-        total = sum(means)
-        if not total:
-            continue
-        bar = [(name, mean / total, f"{1000 * mean:.0f} ms") for (_, name), mean in zip(PHASES, means, strict=True)]
-        title = "Time of a window" if len(jobs) == 1 else f"Time of a window, run {label}"
-        parts.append(shares(f"{title}: {short(total)} s on average", bar))
-    if len(jobs) == 1 and parts:
-        lines = [Line(name, _phase_shares(jobs[0].windows, key), colour) for colour, (key, name) in enumerate(PHASES)]
-        parts.append(chart("Step phases", "% of a window", lines))
-    return "".join(parts)
 
 
 def memory_phases(job: Job) -> str:
@@ -156,11 +139,6 @@ def speed_rows(job: Job) -> list[tuple[str, float | None]]:
         ("time, s", job.seconds or None),
         ("windows", float(job.window)),
     ]
-
-
-def data_wait(job: Job) -> str:
-    """Share of the time spent waiting for data."""
-    return percent(_mean(job.windows, "data_share"))
 
 
 def _status_class(job: Job) -> str:
@@ -200,6 +178,23 @@ def _validation(jobs: Sequence[Job]) -> Iterator[str]:
         else:
             lines = [Line(label, points(job.checks, metric), colour, "dots") for label, job, colour in labelled(jobs)]
         yield chart(f"Held out: {metric.removeprefix('val_')}", "mean of a data set", lines)
+
+
+def _phases(jobs: Sequence[Job]) -> list[str]:
+    """Where the time of a window goes, over the whole run and as it went on."""
+    parts = []
+    for label, job, _ in labelled(jobs):
+        means = _phase_seconds(job.windows)
+        total = sum(means)
+        if not total:
+            continue
+        bar = [(name, mean / total, f"{1000 * mean:.0f} ms") for (_, name), mean in zip(PHASES, means, strict=True)]
+        title = "Time of a window" if len(jobs) == 1 else f"Time of a window, run {label}"
+        parts.append(shares(f"{title}: {short(total)} s on average", bar))
+    if len(jobs) == 1 and parts:
+        lines = [Line(name, _phase_shares(jobs[0].windows, key), colour) for colour, (key, name) in enumerate(PHASES)]
+        parts.append(chart("Step phases", "% of a window", lines))
+    return parts
 
 
 def _phase_seconds(rows: Rows) -> list[float]:
