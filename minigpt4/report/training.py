@@ -152,11 +152,9 @@ def _loss(jobs: Sequence[Job], marks: Sequence[float]) -> str:
         if is_alone:
             lines.append(Line("window", own, colour, "faint"))
         smooth = list(zip([x for x, _ in own], smoothed([y for _, y in own]), strict=True))
-        lines.append(Line("smoothed" if is_alone else f"{label}, smoothed", smooth, colour))
+        lines.append(Line("smoothed" if is_alone else f"{label} smoothed", smooth, colour))
         held_out = points(job.checks, "val_loss")
-        lines.append(
-            Line("held out" if is_alone else f"{label}, held out", held_out, 1 if is_alone else colour, "dots")
-        )
+        lines.append(Line("held out" if is_alone else f"{label} held out", held_out, 1 if is_alone else colour, "dots"))
     return chart("Loss", "per target token", lines, True, marks)
 
 
