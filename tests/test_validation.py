@@ -183,7 +183,9 @@ def test_rouge_l_counts_the_longest_common_sequence() -> None:
     assert rouge_l(["a man frowns"], ["a man smiles"]) == pytest.approx(2 / 3)
 
 
-def test_answers_of_the_newest_and_the_best_validation_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_of_the_newest_and_the_best_validation_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([0.2, 0.8, 0.4, 0.4])
     monkeypatch.setattr(Validator, "_loss", lambda *_: next(scores))
     valid = {"metrics": ["loss", "exact_accuracy"], "every": 4, "num_canaries": 0, "max_samples": 3}

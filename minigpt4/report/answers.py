@@ -18,6 +18,7 @@ _OTHER = {*NEEDED, "images", "image", "correct", "section", "group", "meta", "wi
 _MOST_LABELS = 20
 _MOST_WORDS = 4
 _MOST_GROUPS = 12
+_MOST_PROPERTIES = 8
 _LEAST = 2
 """Rows of a group that is shown."""
 _LONGEST = 40
@@ -84,7 +85,7 @@ class AnswerSet:
             groups = {} if tells else _grouped(self.rows, values)
             if len(groups) > 1 and max(map(len, groups.values())) >= _LEAST:
                 found[name] = groups
-        return found
+        return dict(list(found.items())[:_MOST_PROPERTIES])
 
 
 def has_labels(rows: Sequence[Answer]) -> bool:
