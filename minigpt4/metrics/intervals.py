@@ -66,7 +66,9 @@ def bootstrap(
     size = max(1, _CHUNK // count)
     values = []
     for start in range(0, resamples, size):
-        drawn = random.multinomial(units, np.full(units, 1 / units), size=min(size, resamples - start))
+        rows = min(size, resamples - start)
+        places = random.integers(0, units, (rows, units)) + units * np.arange(rows)[:, None]
+        drawn = np.bincount(places.ravel(), minlength=rows * units).reshape(rows, units)
         values.append(statistic(drawn[:, unit].astype(np.float64)))
     found = np.concatenate(values)
     found = found[np.isfinite(found)]

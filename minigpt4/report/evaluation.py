@@ -41,7 +41,8 @@ def evaluation(answers: Sequence[AnswerSet]) -> str:
 def comparison(first: Sequence[AnswerSet], second: Sequence[AnswerSet]) -> str:
     """Paired differences of two runs over the questions that both were asked."""
     others = {item.name: item for item in second}
-    rows, notes = [], []
+    rows: list[list[str]] = []
+    notes: list[str] = []
     for item in first:
         if item.name not in others:
             continue
@@ -52,6 +53,8 @@ def comparison(first: Sequence[AnswerSet], second: Sequence[AnswerSet]) -> str:
         if len(pairs) < max(len(item.rows), len(others[item.name].rows)):
             counts = f"{len(item.rows)} answers of A, {len(others[item.name].rows)} of B"
             notes.append(f"{item.name}: {len(pairs)} questions were asked in both runs ({counts}).")
+        if item.window is not None:
+            notes.append(f"{item.name}: A answered after window {item.window}, B after {others[item.name].window}.")
         rows += _compared(item.name, pairs)
     if not rows:
         return "".join(f'<p class="dim">{escape(note)}</p>' for note in notes)
