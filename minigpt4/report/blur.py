@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Blur:
 
     def _find_cascades(self) -> None:
         try:
-            import cv2
+            cv2: Any = importlib.import_module("cv2")
         except ImportError:
             self._reason = "OpenCV is not installed, so faces could not be looked for"
             return

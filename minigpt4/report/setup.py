@@ -31,18 +31,20 @@ def data_sets(job: Job) -> str:
     ratios = {name: number(facts, "sample_ratio") for name, facts in sets.items()}
     total = sum(ratio or 0.0 for ratio in ratios.values())
     asked = {item.name: len(item.rows) for item in job.answers}
-    rows = [
-        [
-            escape(name),
-            f"<code>{escape(str(facts.get('fingerprint', ''))[:12])}</code>",
-            short(number(facts, "samples")),
-            NONE if ratios[name] is None else short(ratios[name]),
-            percent(ratios[name] / total) if ratios[name] is not None and total else NONE,
-            short(number(facts, "batch_size")),
-            short(asked.get(name)),
-        ]
-        for name, facts in sets.items()
-    ]
+    rows = []
+    for name, facts in sets.items():
+        ratio = ratios[name]
+        rows.append(
+            [
+                escape(name),
+                f"<code class=n>{escape(str(facts.get('fingerprint', ''))[:12])}</code>",
+                short(number(facts, "samples")),
+                short(ratio),
+                percent(ratio / total) if ratio is not None and total else NONE,
+                short(number(facts, "batch_size")),
+                short(asked.get(name)),
+            ]
+        )
     header = ["data set", "fingerprint", "samples", "ratio", "share of draws", "batch", "held-out answers"]
     return table(header, rows, texts=2) + _bad(job)
 
