@@ -14,6 +14,7 @@ TOOLS = {
     "ls": ("minigpt4.tools.listing", "list the names that a YAML file may use"),
     "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
     "doctor": ("minigpt4.tools.doctor.command", "look at all data of a YAML file before training"),
+    "report": ("minigpt4.tools.report", "write one page about a run, or about two side by side"),
     "export": ("minigpt4.tools.export", "write a trained model for other programs, and check it"),
     "plan": ("minigpt4.tools.plan", "predict the GPU memory of a run, and propose what makes it fit"),
     "cache": ("minigpt4.tools.vision_cache", "fill, check or empty the cache of frozen vision features"),
@@ -67,7 +68,12 @@ def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None,
                 from minigpt4.runners.dry_run import dry_run
 
                 return dry_run(cfg)
-            code: int = registry.get("runner", cfg.run.runner)(cfg, context).train()
+            runner = registry.get("runner", cfg.run.runner)(cfg, context)
+            code: int = runner.train()
+        if context.is_main and not cfg.run.evaluate:
+            from minigpt4.report.write import write_after_training
+
+            write_after_training(runner.job_dir)
     finally:
         context.close()
     return code

@@ -147,6 +147,9 @@ class TinyDataset:
         image = torch.full((3, SIZE, SIZE), draw.uniform(-1, 1))
         return Sample((Turn(f"{IMAGE_PROMPT} say {index} ", answer),), (image,), f"{self.name}/{index}")
 
+    def facts(self, index: int) -> dict[str, Any]:
+        return {"images": [], "section": f"part {index % 2}", "meta": {"age": "old" if index % 3 else "young"}}
+
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.name}{self.size}".encode()).hexdigest()[:16]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minigpt4.common import logger
-from minigpt4.common.curve import _smoothed, draw_curve
+from minigpt4.common.curve import draw_curve, smoothed
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import RunInfo, WindowRecord, build_trackers, read_log
 
@@ -123,4 +123,4 @@ def test_the_curve_is_drawn_from_the_log_and_replaced_whole(tmp_path: Path) -> N
 
 
 def test_smoothing_has_no_bias_at_the_start() -> None:
-    assert _smoothed([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])
+    assert smoothed([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])

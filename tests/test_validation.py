@@ -18,6 +18,7 @@ from minigpt4.common.schema import CanaryConfig
 from minigpt4.metrics.answers import macro_f1, rouge_l
 from minigpt4.runners.progress import Progress
 from minigpt4.runners.runner_base import RunnerBase
+from minigpt4.runners.validation import Validator
 from tests.engine_parts import TinyDataset, TinyModel, tiny_config
 
 
@@ -83,7 +84,7 @@ def test_best_goes_by_the_named_metric_of_the_named_data_set(tmp_path: Path, mon
     valid = {"metrics": ["loss", "exact_accuracy"], "best_by": "exact_accuracy/one", "every": 4, "num_canaries": 0}
     runner = _runner(tmp_path, valid)
     monkeypatch.setattr(
-        runner.validator, "_answer_metrics", lambda dataset, tell: {"val_exact_accuracy/one": next(scores)}
+        runner.validator, "_answer_metrics", lambda dataset, tell: ({"val_exact_accuracy/one": next(scores)}, [])
     )
     assert runner.train() == 0
     assert read_checkpoint(runner.job_dir / "checkpoints" / "best").step == 4  # higher is better, the first of equals
@@ -180,3 +181,22 @@ def test_macro_f1_weighs_rare_labels_like_frequent_ones() -> None:
 def test_rouge_l_counts_the_longest_common_sequence() -> None:
     assert rouge_l(["a man smiles"], ["a man smiles"]) == pytest.approx(1.0)
     assert rouge_l(["a man frowns"], ["a man smiles"]) == pytest.approx(2 / 3)
+
+
+def test_answers_of_the_newest_and_the_best_validation_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.2, 0.8, 0.4, 0.4])
+    monkeypatch.setattr(Validator, "_loss", lambda *_: next(scores))
+    valid = {"metrics": ["loss", "exact_accuracy"], "every": 4, "num_canaries": 0, "max_samples": 3}
+    runner = _runner(tmp_path, valid)
+    assert runner.train() == 0
+    kept = {kind: read_log(runner.job_dir / "answers" / kind / "one.jsonl") for kind in ("last", "best")}
+    assert [row["window"] for row in kept["best"]] == [2] * 3 and [row["window"] for row in kept["last"]] == [8] * 3
+    (held_out,) = runner.validator.datasets
+    samples = [held_out.sample(0, index, 42) for index in (0, 1, 3)]
+    assert [row["id"] for row in kept["last"]] == [sample.sample_id for sample in samples]
+    assert [row["reference"] for row in kept["last"]] == [sample.turns[-1].answer for sample in samples]
+    for row, index in zip(kept["last"], (0, 1, 3), strict=True):
+        assert (row["section"], row["meta"]) == (f"part {index % 2}", {"age": "old" if index % 3 else "young"})
+        assert row["correct"] == {"exact_accuracy": row["answer"] == row["reference"]} and row["images"] == []

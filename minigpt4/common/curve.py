@@ -24,7 +24,7 @@ def draw_curve(job_dir: Path) -> None:
     loss, rate, speed = figure.subplots(3, 1, sharex=True)
     windows = [row["window"] for row in rows]
     loss.plot(windows, [row["loss"] for row in rows], alpha=0.35, label="window")
-    loss.plot(windows, _smoothed([row["loss"] for row in rows]), label="smoothed")
+    loss.plot(windows, smoothed([row["loss"] for row in rows]), label="smoothed")
     checks = [row for row in read_log(path) if row.get("event") == "validation" and "val_loss" in row]
     if checks:
         loss.plot([row["window"] for row in checks], [row["val_loss"] for row in checks], "o-", label="validation")
@@ -41,7 +41,7 @@ def draw_curve(job_dir: Path) -> None:
         os.replace(draft, job_dir / CURVE_FILE)
 
 
-def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """Exponential mean without the start's bias (Kingma & Ba 2015, section 3)."""
     mean, smooth = 0.0, []
     for count, value in enumerate(values, 1):

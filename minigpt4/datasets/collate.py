@@ -44,6 +44,9 @@ class SampleDataset(Protocol):
     def fingerprint(self) -> str:
         """Hash of the data."""
 
+    def facts(self, index: int) -> dict[str, Any]:
+        """What a report may say of a sample besides question and answer."""
+
 
 @dataclass(frozen=True)
 class _Item:

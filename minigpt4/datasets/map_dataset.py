@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Tu
 from minigpt4.conversation.boxes import BoxReader
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.balance import Groups, group_records
+from minigpt4.datasets.facts import facts
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
 from minigpt4.datasets.image_finder import ImageFinder
 from minigpt4.datasets.pictures import ImageSource, open_encoded, open_image
@@ -151,6 +153,10 @@ class MapDataset(ABC):
         """Files or contents of a sample's pictures, none of them decoded. Raises DataError for one that is missing."""
         return [source if isinstance(source, Path) else source.read() for source in self.sources(index)]
 
+    def facts(self, index: int) -> dict[str, Any]:
+        """What a report may say of a sample: ``images`` (paths), and where known ``section``, ``group``, ``meta``."""
+        return facts(self, index)
+
     def groups(self) -> Groups | None:
         """What ``balance.by`` makes of the records; None without. Raises DataError where groups are not known."""
         if self.cfg.balance.by:
@@ -268,6 +274,16 @@ class AnnotationDataset(MapDataset):
     def sources(self, index: int) -> Sequence[ImageSource]:
         """Files that exist, or places in tables."""
         return self.finder.find(self.recipe.mapped(self.annotations[self._indices[index]]))
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Like the others', with the section the record was written in and its group."""
+        known, section = super().facts(index), self.annotations.section(self._indices[index])
+        if section:
+            known["section"] = section
+        if self.cfg.balance.by:
+            with suppress(DataError):  # a record without a group
+                known["group"] = self._group_of(self._indices[index])
+        return known
 
     def groups(self) -> Groups | None:
         """Records by section or by the field ``balance.by``. Raises DataError for a record without, and without groups.

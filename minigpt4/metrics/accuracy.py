@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
+
+_WORD = re.compile(r"\w+")
 
 
 def is_exact(answer: str, reference: str) -> bool:
@@ -39,3 +42,11 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
 def plain(text: str) -> str:
     """How answers are compared: without case, surrounding space and a final full stop."""
     return text.strip().rstrip(".").strip().casefold()
+
+
+def word_overlap(answer: str, reference: str) -> float:
+    """F1 of the words that answer and reference share, without case and punctuation (SQuAD, Rajpurkar 2016); 0 to 1."""
+    given, wanted = (Counter(_WORD.findall(text.casefold())) for text in (answer, reference))
+    if not given or not wanted:
+        return float(given == wanted)
+    return 2 * (given & wanted).total() / (given.total() + wanted.total())

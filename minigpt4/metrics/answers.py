@@ -7,17 +7,21 @@ from dataclasses import dataclass
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
-from minigpt4.metrics.accuracy import exact_accuracy, plain
+from minigpt4.metrics.accuracy import exact_accuracy, is_exact, plain
 
 Score = Callable[[Sequence[str], Sequence[str]], float]
 
 
 @dataclass(frozen=True)
 class AnswerMetric:
-    """``score``: answers and their references -> a number, higher is better."""
+    """``score``: answers and their references -> a number, higher is better.
+
+    ``is_right``: whether one answer is right; None where an answer is more or less right.
+    """
 
     description: str
     score: Score
+    is_right: Callable[[str, str], bool] | None = None
 
 
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -47,9 +51,9 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
 
 METRICS = {
     "exact_accuracy": AnswerMetric(
-        "Share of answers equal to the reference but for case and a full stop", exact_accuracy
+        "Share of answers equal to the reference but for case and a full stop", exact_accuracy, is_exact
     ),
-    "macro_f1": AnswerMetric("Mean F1 over the labels; rare ones count as much as frequent ones", macro_f1),
+    "macro_f1": AnswerMetric("Mean F1 over the labels; rare ones count as much as frequent ones", macro_f1, is_exact),
     "rouge_l": AnswerMetric("Overlap of word sequences with the reference, for longer answers", rouge_l),
 }
 for _name, _metric in METRICS.items():

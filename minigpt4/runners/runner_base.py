@@ -28,6 +28,7 @@ from minigpt4.datasets.collate import WindowDataset, collate_padded
 from minigpt4.models.split_model import place_around_llm, split
 from minigpt4.runners import job, overview, sanity
 from minigpt4.runners.ahead import copied_ahead
+from minigpt4.runners.kept_answers import keep_answers
 from minigpt4.runners.parts import (
     build_datasets,
     build_model,
@@ -250,6 +251,8 @@ class RunnerBase:
         if self.validator.is_needed and not is_stopped and (done % valid_every == 0 or is_end):
             scores = self._validate()
             is_best = self._judge(scores)
+            if self.dist.is_main:
+                keep_answers(self.job_dir, done, scores.answers, is_best)
             if is_save or is_best or self.progress.is_over:
                 self._save(scores.values, is_best)
         elif is_save or is_stopped:

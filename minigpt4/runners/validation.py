@@ -22,6 +22,7 @@ from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.collate import SampleDataset, collate_padded
 from minigpt4.datasets.formats import with_images
 from minigpt4.datasets.pictures import open_image
+from minigpt4.metrics.answers import AnswerMetric
 from minigpt4.models.generation import GenerateOptions, GenerationMixin
 from minigpt4.processors.base import make_text_processor
 from minigpt4.runners import job
@@ -62,10 +63,14 @@ class ValidationBatches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class Scores:
-    """``values``: 'val_<metric>/<data set>', and 'val_<metric>', the mean of the data sets. ``canaries``: on rank 0."""
+    """``values``: 'val_<metric>/<data set>', and 'val_<metric>', the mean of the data sets. ``canaries``: on rank 0.
+
+    ``answers``: data set -> its generated answers as ``kept_answers`` describes them, where a metric asked for them.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     canaries: list[Answered] = field(default_factory=list)
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def is_lower_better(metric: str) -> bool:
@@ -89,6 +94,7 @@ class Validator:
         self._features = features
         self.cfg, self.valid, self.model, self.task, self.dist = cfg, cfg.run.valid, model, task, dist
         self.datasets = list(datasets)
+        self._facts: dict[tuple[str, int], dict[str, Any]] = {}  # the same samples are asked at every validation
         encoder = model.encoder
         self.options = GenerateOptions(
             max_new_tokens=self.valid.max_new_tokens, stop=encoder.stop_texts, stop_ids=encoder.stop_ids
@@ -104,11 +110,15 @@ class Validator:
     def run(self, training: Training, tell: Callable[[str], None] = lambda text: None) -> Scores:
         """One validation; ``tell`` is given a line of progress now and then."""
         values: dict[str, float] = {}
+        answers: dict[str, list[dict[str, Any]]] = {}
         for dataset in self.datasets:
             if LOSS in self.valid.metrics:
                 tell(f"validating {dataset.name}: loss of {len(dataset)} samples")
                 values[f"val_loss/{dataset.name}"] = self._loss(training, dataset)
-            values.update(self._answer_metrics(dataset, tell))
+            scores, rows = self._answer_metrics(dataset, tell)
+            values.update(scores)
+            if rows:
+                answers[dataset.name] = rows
         for metric in self.valid.metrics if self.datasets else ():
             parts = [values[f"val_{metric}/{dataset.name}"] for dataset in self.datasets]
             values[f"val_{metric}"] = sum(parts) / len(parts)
@@ -119,7 +129,7 @@ class Validator:
             canaries = answer_samples(self.model, self.canaries.__getitem__, numbers, self.options, _ANSWER_BATCH)
         if self._in_step:
             let_go(self.model)
-        return Scores(values, canaries)
+        return Scores(values, canaries, answers)
 
     def _loss(self, training: Training, dataset: SampleDataset) -> float:
         batches = ValidationBatches(dataset, self.model.encoder, self.cfg.run.seed, self.dist, self._in_step)
@@ -128,28 +138,42 @@ class Validator:
         )
         return self.task.validate(training, loader)
 
-    def _answer_metrics(self, dataset: SampleDataset, tell: Callable[[str], None]) -> dict[str, float]:
+    def _answer_metrics(
+        self, dataset: SampleDataset, tell: Callable[[str], None]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Scores of generated answers, and the answers in the order of the data set."""
         names = [name for name in self.valid.metrics if name != LOSS]
         if not names:
-            return {}
+            return {}, []
         count = min(len(dataset), self.valid.max_samples)
         chosen = [place * len(dataset) // count for place in range(count)]  # spread evenly, the same every time
         mine = chosen[self.dist.rank :: self.dist.world_size]
         repeated = chosen[:1] if self._in_step and len(mine) * self.dist.world_size < count else []
-        done = [0]
+        done, places = [0], dict[int, int]()
 
         def advance(number: int) -> None:
             done[0] += number
             tell(f"validating {dataset.name}: {done[0]} of {len(mine)} answers")
 
         def sample(index: int) -> Sample:
-            return dataset.sample(0, index, self.cfg.run.seed)
+            found = dataset.sample(0, index, self.cfg.run.seed)
+            places[index] = (index + len(found.passed_over)) % len(dataset)
+            return found
 
-        own = answer_samples(self.model, sample, [*mine, *repeated], self.options, _ANSWER_BATCH, advance)[: len(mine)]
-        rows = [row for share in self.dist.gather_objects(own) for row in share]
-        answers, references = [row.answer for row in rows], [row.reference for row in rows]
-        scores: dict[str, Any] = {name: registry.get("metric", name) for name in names}
-        return {f"val_{name}/{dataset.name}": metric.score(answers, references) for name, metric in scores.items()}
+        answered = answer_samples(self.model, sample, [*mine, *repeated], self.options, _ANSWER_BATCH, advance)
+        answered = answered[: len(mine)]
+        own = [(index, row, self._known(dataset, places[index])) for index, row in zip(mine, answered, strict=True)]
+        rows = sorted((row for share in self.dist.gather_objects(own) for row in share), key=lambda row: row[0])
+        answers, references = [row.answer for _, row, _ in rows], [row.reference for _, row, _ in rows]
+        metrics: dict[str, AnswerMetric] = {name: registry.get("metric", name) for name in names}
+        scores = {f"val_{name}/{dataset.name}": metric.score(answers, references) for name, metric in metrics.items()}
+        return scores, [_kept(row, known, metrics) for _, row, known in rows]
+
+    def _known(self, dataset: SampleDataset, index: int) -> dict[str, Any]:
+        key = (dataset.name, index)
+        if key not in self._facts:
+            self._facts[key] = dataset.facts(index)
+        return self._facts[key]
 
     def _chosen_canaries(self) -> list[Sample]:
         """The user's questions, then the first held-out samples of the data sets in turn."""
@@ -171,3 +195,10 @@ class Validator:
         if picture is None:
             picture = canary_processor(self.model)(open_image(canary.image))
         return Sample((turn,), (picture,), f"canary {number + 1}")
+
+
+def _kept(row: Answered, known: Mapping[str, Any], metrics: Mapping[str, AnswerMetric]) -> dict[str, Any]:
+    """One line of a file of answers."""
+    correct = {name: metric.is_right(row.answer, row.reference) for name, metric in metrics.items() if metric.is_right}
+    said = {"id": row.source, "question": row.question, "reference": row.reference, "answer": row.answer}
+    return {**said, "images": [], **known, "correct": correct}
