@@ -1,4 +1,4 @@
-"""Command line: ``minigpt4 train | chat | ls | cp | export | plan | cache | env``. Heavy imports are late."""
+"""Command line: ``minigpt4 train | chat | serve | ls | cp | export | plan | cache | env``. Heavy imports are late."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TOOLS = {
     "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
     "doctor": ("minigpt4.tools.doctor.command", "look at all data of a YAML file before training"),
     "export": ("minigpt4.tools.export", "write a trained model for other programs, and check it"),
+    "serve": ("minigpt4.serve.command", "answer over HTTP, for clients of OpenAI's chat completions"),
     "plan": ("minigpt4.tools.plan", "predict the GPU memory of a run, and propose what makes it fit"),
     "cache": ("minigpt4.tools.vision_cache", "fill, check or empty the cache of frozen vision features"),
     "env": ("minigpt4.tools.environment", "print versions and hardware for a bug report"),

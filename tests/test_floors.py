@@ -22,6 +22,7 @@ FLOORS = {
     "minigpt4.runners": 4,
     "minigpt4.tools": 5,
     "minigpt4.export": 5,
+    "minigpt4.serve": 5,
     "minigpt4.catalog": 5,
     "minigpt4.cli": 5,
     "minigpt4.__main__": 5,
