@@ -325,6 +325,8 @@ class _TextStreamer(BaseStreamer):
         self.anchor, self.read = self.read, len(self.ids)
         text = clean_answer(self.text, self.stop)
         held = max((n for s in self.held_back for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        if any(s in self.text for s in self.stop):
+            held = 0  # the answer ends here, and what was shown of it stays
         self._show(text[: len(text) - held].rstrip())
 
     def end(self) -> None:

@@ -149,8 +149,13 @@ class Scheduler:
         """Answers that are being generated."""
         return len(self._running)
 
+    def waiting(self) -> list[Job]:
+        """Jobs in the queue, the oldest first."""
+        with self._changed:
+            return list(self._queue)
+
     def take_place(self) -> Place:
-        """A place in the queue, at the arrival of a request. Raises ApiError: 429 when all are taken, 503 at the end."""
+        """A place for a request that arrives. Raises ApiError: 429 when all are taken, 503 when the server stops."""
         with self._changed:
             if self._is_draining:
                 raise _stopping()

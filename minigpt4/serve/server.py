@@ -53,6 +53,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                timeout_keep_alive=65,  # longer than clients keep connections, which else meet a closed one
                 timeout_graceful_shutdown=int(limits.grace) + _LAST_WORDS,
             )
         )
