@@ -227,6 +227,14 @@ def test_a_full_queue_is_told_with_429_and_a_late_answer_with_504() -> None:
         assert server.until_idle() < 3  # 400 tokens take longer
 
 
+def test_a_request_that_never_arrives_is_given_up_with_408() -> None:
+    with serving(tiny_assistant(), Limits(timeout=0.3)) as server:
+        headers = {"Content-Length": "1000"}
+        status, content, _ = server.request("POST", CHAT, b'{"messages": ', headers=headers)
+        assert (status, content["error"]["message"]) == (408, "the request did not arrive within 0.3 s")
+        assert server.server.scheduler.num_waiting == 0
+
+
 def test_a_client_that_leaves_stops_its_answer(caplog: pytest.LogCaptureFixture) -> None:
     with (
         serving(tiny_assistant(), Limits(max_batch=1)) as server,

@@ -61,7 +61,8 @@ class Exchange:
         try:
             return await asyncio.wait_for(work, max(self.deadline - time.monotonic(), 0))
         except TimeoutError as error:
-            raise ApiError(status, f"no answer within {self.timeout:g} s", code="timeout", retry_after=5) from error
+            what = "the request did not arrive" if status == 408 else "no answer"
+            raise ApiError(status, f"{what} within {self.timeout:g} s", code="timeout", retry_after=5) from error
 
     async def body(self, limit: int) -> bytes:
         """What the client sends. Raises ApiError 413 past ``limit`` bytes."""
