@@ -12,7 +12,6 @@ waits. CPU-seconds per request, clients included, are disturbed less.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import io
@@ -33,7 +32,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.shared import parser, write_json  # noqa: E402
+
 CLIENTS = (1, 4, 16)
 QUESTIONS = ("What is this?", "Why?", "Is the mouth open?", "Who else is in the picture?")
 COLOURS = ("red", "blue", "green", "black", "yellow", "white", "grey", "orange")
@@ -41,12 +43,10 @@ COLOURS = ("red", "blue", "green", "black", "yellow", "white", "grey", "orange")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; returns 1 when an answer is not the single one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=48, help="per mode, at most 4 per client (default 48)")
-    parser.add_argument("--tokens", type=int, default=48, help="length of every answer (default 48)")
-    parser.add_argument("--quick", action="store_true", help="16 requests with answers of 8 tokens")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args(argv)
+    options = parser(__doc__, "16 requests with answers of 8 tokens")
+    options.add_argument("--requests", type=int, default=48, help="per mode, at most 4 per client (default 48)")
+    options.add_argument("--tokens", type=int, default=48, help="length of every answer (default 48)")
+    given = options.parse_args(argv)
     count, tokens = (16, 8) if given.quick else (given.requests, given.tokens)
     with tempfile.TemporaryDirectory() as folder:
         assistant = build(Path(folder))
@@ -61,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers, cells[f"{clients} {mode}"] = load(assistant, max_batch, clients, sent)
             wrong += sum(answer != right for answer, right in zip(answers, expected, strict=False))
     figures = {"cells": cells, "wrong": wrong, "distinct": len(set(expected)), "ratios": ratios(cells)}
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_json(given.json, figures)
     if wrong:
         print(f"{wrong} answers are not those of single requests; no figure is printed")
         return 1
@@ -72,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build(folder: Path) -> Any:
     """The assistant around a random model."""
-    from chat import build as build_model
-
+    from benchmarks.chat import build as build_model
     from minigpt4 import catalog
     from minigpt4.chat.loading import Assistant
     from minigpt4.common.schema import ProcessorConfig
