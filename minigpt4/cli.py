@@ -1,4 +1,4 @@
-"""Command line: ``minigpt4 train | chat | ls | cp | export | plan | cache | env``. Heavy imports are late."""
+"""Command line: ``minigpt4 train | chat | serve | ls | cp | export | plan | cache | env``. Heavy imports are late."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TOOLS = {
     "doctor": ("minigpt4.tools.doctor.command", "look at all data of a YAML file before training"),
     "report": ("minigpt4.tools.report", "write one page about a run, or about two side by side"),
     "export": ("minigpt4.tools.export", "write a trained model for other programs, and check it"),
+    "serve": ("minigpt4.serve.command", "answer over HTTP, for clients of OpenAI's chat completions"),
     "plan": ("minigpt4.tools.plan", "predict the GPU memory of a run, and propose what makes it fit"),
     "cache": ("minigpt4.tools.vision_cache", "fill, check or empty the cache of frozen vision features"),
     "env": ("minigpt4.tools.environment", "print versions and hardware for a bug report"),

@@ -23,6 +23,7 @@ FLOORS = {
     "minigpt4.tools": 5,
     "minigpt4.report": 5,
     "minigpt4.export": 5,
+    "minigpt4.serve": 5,
     "minigpt4.catalog": 5,
     "minigpt4.cli": 5,
     "minigpt4.__main__": 5,

@@ -191,6 +191,12 @@ def test_a_stop_text_is_never_shown() -> None:
     assert "".join(pieces) == answer == "Sad # 1."
 
 
+def test_what_was_shown_stays_when_it_could_have_begun_the_stop_text() -> None:
+    tokenizer = LlamaTokenizer(LLAMA / "tokenizer.model")
+    pieces, answer = streamed([*tokenizer.encode("Sad b"), *tokenizer.encode("b c")], ("b c",))
+    assert "".join(pieces) == answer == "Sad b"
+
+
 def test_a_repeated_role_marker_in_front_is_never_shown() -> None:
     tokenizer = LlamaTokenizer(LLAMA / "tokenizer.model")
     pieces, answer = streamed(tokenizer.encode("Assistant: A man"))

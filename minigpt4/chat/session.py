@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from minigpt4.chat.loading import Assistant
+from minigpt4.chat.prompts import encode_conversation, turn_text
 from minigpt4.common.errors import DataError
 from minigpt4.common.registry import registry
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, Encoded, Turn
@@ -140,17 +141,10 @@ class ChatSession:
         return turn, prompt
 
     def _turn_text(self, question: str, num_images: int) -> str:
-        if IMAGE_TAG in question:
-            raise DataError(f"a question must not hold '{IMAGE_TAG}', which stands for a picture")
-        parts = [IMAGE_PROMPT] * num_images + [self.assistant.question_processor(question)]
-        # Instructions with an image, and all turns of a conversation, end in a space in training.
-        return " ".join(parts) + (" " if self.template.is_training_format else "")
+        return turn_text(self.assistant, [*[None] * num_images, question])
 
     def _encoded(self, history: list[Turn], turn: str) -> Encoded:
-        encoder = self.assistant.model.encoder
-        if self.template.is_training_format:
-            return encoder.encode_prompt(history, turn)
-        return encoder.encode_text(self.template.render(history, turn))
+        return encode_conversation(self.assistant, history, turn)
 
     def _remember(self, turn: str, answer: str) -> None:
         self.history.append(Turn(turn, answer.replace(IMAGE_TAG, "")))

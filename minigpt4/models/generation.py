@@ -7,7 +7,7 @@ import os.path
 import queue
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from minigpt4.conversation.tokenizer import Tokenizer
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.decoding import MODES, Decoding
 from minigpt4.models.prompt_cache import PromptCache, growing_cache, keeps_positions
+from minigpt4.models.row_answers import Answer, EndRows, Rows
 
 # The penalty sees generated ids alone, as in MiniGPT-4; transformers says so at every answer.
 warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
@@ -101,14 +102,23 @@ class GenerationMixin(BaseModel):
         if not prompts:
             return []
         options = self._with_ends(options)
-        shared = self._shared_start(prompts, images, options)
-        embeddings, mask = self._left_padded(prompts, images, shared)
-        held = self._computed_once(embeddings, shared) if shared else None
+        embeddings, mask, held = self._begun(prompts, images, options)
         rows = self._run(embeddings, mask, options, held=held).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
         return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
 
     @torch.no_grad()
+    def generate_rows(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions, rows: Rows) -> None:
+        """As ``generate``, with one beam, but ``rows`` is told of every answer when it ends, and may end it early."""
+        assert options.num_beams == 1, "beams have no rows of their own"
+        options = self._with_ends(options)
+        embeddings, mask, held = self._begun(prompts, images, options)
+        tokenizer = self.encoder.tokenizer
+        on_text = _StopOnText(tokenizer, options.stop) if options.stop else None
+        ends = {tokenizer.eos_id, *options.stop_ids}
+        watch = EndRows(rows, ends, on_text, lambda ids: _answer(ids, tokenizer, options))
+        self._run(embeddings, mask, replace(options, stop=()), held=held, watch=watch)
+
     def generate_stream(
         self, prompt: Encoded, images: Tensor, options: GenerateOptions, cache: PromptCache | None = None
     ) -> Generator[str, None, str]:
@@ -117,6 +127,22 @@ class GenerationMixin(BaseModel):
         Joined, the pieces are the answer, unless the model repeats a role marker in the middle of it. cache: positions
         that an earlier call has computed are not computed again; one beam only. Leaving early stops the generation.
         """
+        answer = yield from self.stream_answer(prompt, images, options, cache)
+        return answer.text
+
+    @torch.no_grad()
+    def stream_answer(
+        self,
+        prompt: Encoded,
+        images: Tensor,
+        options: GenerateOptions,
+        cache: PromptCache | None = None,
+        is_unwanted: Callable[[], bool] = lambda: False,
+    ) -> Generator[str, None, Answer]:
+        """As ``generate_stream``; returns the answer with its length and why it ended.
+
+        ``is_unwanted`` is asked after every token, also while no piece comes; True stops the generation.
+        """
         options = self._with_ends(options)
         images = images.to(self.device)
         embeddings, mask = self._left_padded([prompt], images)
@@ -124,12 +150,13 @@ class GenerationMixin(BaseModel):
         if cache is not None and keeps_positions(self._lm):
             held = cache.take(prompt.ids, images, self.encoder.num_image_tokens)
         streamer = _TextStreamer(self.encoder.tokenizer, options)
+        watch = _StopOnRequest(lambda: streamer.stopped.is_set() or is_unwanted())
         failure: list[BaseException] = []
 
         def work() -> None:
             try:
                 try:
-                    self._run(embeddings, mask, options, streamer, held)
+                    self._run(embeddings, mask, options, streamer, held, watch)
                 finally:
                     streamer.end()
             except BaseException as error:  # handed to the reader below, never swallowed
@@ -146,11 +173,19 @@ class GenerationMixin(BaseModel):
                 cache.put_back(held, prompt.ids + streamer.ids, images)
         if failure:
             raise failure[0]
-        return streamer.answer
+        return _answer(streamer.ids, self.encoder.tokenizer, options)
 
     def _with_ends(self, options: GenerateOptions) -> GenerateOptions:
         """The options, which also stop at every id that ends this model's answers."""
         return replace(options, stop_ids=tuple(dict.fromkeys((*self.encoder.stop_ids, *options.stop_ids))))
+
+    def _begun(
+        self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Embeddings [B, T, D], their mask [B, T], and keys and values of a start that all prompts share, or None."""
+        shared = self._shared_start(prompts, images, options)
+        embeddings, mask = self._left_padded(prompts, images, shared)
+        return embeddings, mask, self._computed_once(embeddings, shared) if shared else None
 
     def _shared_start(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> int:
         """Positions at the start of all prompts that are worth computing once: the same ids about the same pictures.
@@ -209,15 +244,19 @@ class GenerationMixin(BaseModel):
         options: GenerateOptions,
         streamer: _TextStreamer | None = None,
         held: Any = None,
+        watch: StoppingCriteria | None = None,
     ) -> Tensor:
-        """embeddings [B, T, D], of which ``held`` keeps the first positions' keys and values -> new ids [B, new]."""
+        """embeddings [B, T, D], of which ``held`` keeps the first positions' keys and values -> new ids [B, new].
+
+        ``watch`` may end rows besides the options.
+        """
         lm, decoding = self._lm, self._decoding
         arguments = _arguments(options, self.encoder.tokenizer)
         criteria: list[StoppingCriteria] = []
         if options.stop:
             criteria.append(_StopOnText(self.encoder.tokenizer, options.stop))
-        if streamer is not None:
-            criteria.append(_StopOnRequest(streamer.stopped))
+        if watch is not None:
+            criteria.append(watch)
         mode, used = decoding.choose(options.decoding, lm, options.num_beams), held
         if mode != "dynamic":
             used = decoding.load(lm, held, len(embeddings), embeddings.shape[1] + options.max_new_tokens)
@@ -283,6 +322,14 @@ def _until(ids: list[int], ends: set[int]) -> list[int]:
     return next((ids[:position] for position, i in enumerate(ids) if i in ends), ids)
 
 
+def _answer(ids: Sequence[int], tokenizer: Tokenizer, options: GenerateOptions) -> Answer:
+    """The answer that ends with the last of ``ids``."""
+    kept = _until(list(ids), ends := {tokenizer.eos_id, *options.stop_ids})
+    text = tokenizer.decode(kept)
+    is_finished = any(number in ends for number in ids) or any(stop in text for stop in options.stop)
+    return Answer(clean_answer(text, options.stop), len(ids), is_finished)
+
+
 def clean_answer(text: str, stop: Sequence[str] = ()) -> str:
     """Cut at the first stop text, drop a repeated role marker and surrounding space (MiniGPT-4's rule)."""
     for marker in stop:
@@ -318,19 +365,19 @@ class _StopOnText(StoppingCriteria):
 class _StopOnRequest(StoppingCriteria):
     """Ends all rows once somebody asked for it."""
 
-    def __init__(self, requested: threading.Event) -> None:
-        self.requested = requested
+    def __init__(self, is_requested: Callable[[], bool]) -> None:
+        self.is_requested = is_requested
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """input_ids [B, new] -> done [B]."""
-        return torch.full((len(input_ids),), self.requested.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), self.is_requested(), device=input_ids.device)
 
 
 class _TextStreamer(BaseStreamer):
     """Turns ids into text pieces; holds back what may still become a stop text, a role marker or half a character."""
 
     def __init__(self, tokenizer: Tokenizer, options: GenerateOptions) -> None:
-        self.tokenizer, self.stop = tokenizer, options.stop
+        self.tokenizer, self.options, self.stop = tokenizer, options, options.stop
         self.ends = {tokenizer.eos_id, *options.stop_ids}
         self.held_back = (*options.stop, *ROLE_MARKERS)
         self.stopped = threading.Event()
@@ -343,7 +390,7 @@ class _TextStreamer(BaseStreamer):
     @property
     def answer(self) -> str:
         """The answer so far, cleaned."""
-        return clean_answer(self.tokenizer.decode(_until(self.ids, self.ends)), self.stop)
+        return _answer(self.ids, self.tokenizer, self.options).text
 
     def put(self, value: Tensor) -> None:
         """One more id (called by ``generate``; the prompt is given as embeddings and comes as an empty tensor)."""
@@ -358,6 +405,8 @@ class _TextStreamer(BaseStreamer):
         self.anchor, self.read = self.read, len(self.ids)
         text = clean_answer(self.text, self.stop)
         held = max((n for s in self.held_back for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        if any(s in self.text for s in self.stop):
+            held = 0  # the answer ends here, and what was shown of it stays
         self._show(text[: len(text) - held].rstrip())
 
     def end(self) -> None:
