@@ -21,6 +21,7 @@ FLOORS = {
     "minigpt4.chat.command_line": 5,  # a program: parses, loads the catalog, runs
     "minigpt4.runners": 4,
     "minigpt4.tools": 5,
+    "minigpt4.web": 5,
     "minigpt4.export": 5,
     "minigpt4.catalog": 5,
     "minigpt4.cli": 5,

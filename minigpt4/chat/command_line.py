@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minigpt4.chat.loading import Assistant
     from minigpt4.chat.session import ChatSession
     from minigpt4.models.generation import GenerateOptions
 
@@ -28,13 +29,19 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         epilog="In the chat:\n" + COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", metavar="DIR", help="checkpoint directory or job folder; needs nothing else")
-    parser.add_argument("--cfg-path", metavar="FILE", help="YAML file of the model, for published weights")
     parser.add_argument("--image", metavar="FILE", help="picture to talk about")
     parser.add_argument("--ask", metavar="QUESTION", action="append", default=[], help="ask, print, leave; repeatable")
+    add_model_flags(parser)
+    add_decoding_flags(parser)
+    return parser
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model answers, and how it is asked; all chat programs have them."""
+    parser.add_argument("--ckpt", metavar="DIR", help="checkpoint directory or job folder; needs nothing else")
+    parser.add_argument("--cfg-path", metavar="FILE", help="YAML file of the model, for published weights")
     parser.add_argument("--gpu-id", type=int, default=0, metavar="N", help="which GPU (default 0; CPU where none is)")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="settings over the file's")
-    _add_decoding_flags(parser)
     parser.add_argument(
         "--question-processor",
         default="auto",
@@ -46,10 +53,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         action="store_true",
         help="MiniGPT-v2: write the conversation as the published chat did, without end symbols between turns",
     )
-    return parser
 
 
-def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``generate_options``."""
     decoding = parser.add_argument_group("answers", "The published demos sampled: --temperature 1")
     add = decoding.add_argument
     add("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (default 300)")
@@ -74,15 +81,11 @@ def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
 
 def run(given: argparse.Namespace, archs: Sequence[str] = ()) -> int:
     """Run the chat; returns the exit code. Names must be registered. Raises MiniGPT4Error for mistakes of the user."""
-    from minigpt4.chat.loading import LEGACY_TEMPLATE, choose_device, load_assistant
     from minigpt4.chat.session import ChatSession, open_image
 
-    options = _generate_options(given)  # wrong flags and paths are told before weights load
+    options = generate_options(given)  # wrong flags and paths are told before weights load
     image = open_image(given.image) if given.image else None
-    settings = [*given.options, *([f"model.chat_format={LEGACY_TEMPLATE}"] if given.legacy_history else [])]
-    assistant = load_assistant(
-        given.ckpt, given.cfg_path, settings, choose_device(given.gpu_id), archs, given.question_processor
-    )
+    assistant = load_given(given, archs)
     session = ChatSession(assistant, lambda notice: print(f"note: {notice}", file=sys.stderr))
     if image is not None:
         session.set_image(image)
@@ -93,7 +96,18 @@ def run(given: argparse.Namespace, archs: Sequence[str] = ()) -> int:
     return interact(session, options)
 
 
-def _generate_options(given: argparse.Namespace) -> GenerateOptions:
+def load_given(given: argparse.Namespace, archs: Sequence[str] = ()) -> Assistant:
+    """The model that the flags of ``add_model_flags`` name. Raises as ``load_assistant`` does."""
+    from minigpt4.chat.loading import LEGACY_TEMPLATE, choose_device, load_assistant
+
+    settings = [*given.options, *([f"model.chat_format={LEGACY_TEMPLATE}"] if given.legacy_history else [])]
+    return load_assistant(
+        given.ckpt, given.cfg_path, settings, choose_device(given.gpu_id), archs, given.question_processor
+    )
+
+
+def generate_options(given: argparse.Namespace) -> GenerateOptions:
+    """How answers are decoded, by the flags. Raises ConfigError for values that make no sense."""
     from minigpt4.models.generation import GenerateOptions
 
     return GenerateOptions(

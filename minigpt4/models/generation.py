@@ -78,13 +78,22 @@ class GenerationMixin(BaseModel):
         return None if window is None else int(window)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> list[str]:
-        """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order."""
+    def generate(
+        self,
+        prompts: Sequence[Encoded],
+        images: Tensor,
+        options: GenerateOptions,
+        stopped: threading.Event | None = None,
+    ) -> list[str]:
+        """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order.
+
+        Setting ``stopped`` from another thread ends the answers where they are.
+        """
         if not prompts:
             return []
         options = self._with_ends(options)
         embeddings, mask = self._left_padded(prompts, images)
-        rows = self._run(embeddings, mask, options).tolist()  # [B, new]
+        rows = self._run(embeddings, mask, options, stopped=stopped).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
         return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
 
@@ -109,7 +118,7 @@ class GenerationMixin(BaseModel):
         def work() -> None:
             try:
                 try:
-                    self._run(embeddings, mask, options, streamer, held)
+                    self._run(embeddings, mask, options, streamer, held, streamer.stopped)
                 finally:
                     streamer.end()
             except BaseException as error:  # handed to the reader below, never swallowed
@@ -154,14 +163,15 @@ class GenerationMixin(BaseModel):
         options: GenerateOptions,
         streamer: _TextStreamer | None = None,
         held: Any = None,
+        stopped: threading.Event | None = None,
     ) -> Tensor:
         """embeddings [B, T, D], of which ``held`` keeps the first positions' keys and values -> new ids [B, new]."""
         arguments = _arguments(options, self.encoder.tokenizer)
         criteria: list[StoppingCriteria] = []
         if options.stop:
             criteria.append(_StopOnText(self.encoder.tokenizer, options.stop))
-        if streamer is not None:
-            criteria.append(_StopOnRequest(streamer.stopped))
+        if stopped is not None:
+            criteria.append(_StopOnRequest(stopped))
         if held is not None:
             arguments["past_key_values"] = held
         lm, was_training = self._lm, self.training
