@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minigpt4.chat.loading import Assistant
     from minigpt4.chat.session import ChatSession
+    from minigpt4.chat.transcript import Transcript
     from minigpt4.models.generation import GenerateOptions
 
 COMMANDS = """/image PATH   a new picture, and a new conversation
 /add PATH     one more picture, shown with the next question
 /reset        a new conversation without a picture
+/show         the pictures of this conversation again, in the terminal
+/save FILE.md write the conversation as Markdown
 /help         these lines
 /quit         leave (also: quit, Ctrl-D)
 Ctrl-C stops an answer; what was said of it stays in the conversation."""
@@ -32,6 +37,18 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--image", metavar="FILE", help="picture to talk about")
     parser.add_argument("--ask", metavar="QUESTION", action="append", default=[], help="ask, print, leave; repeatable")
     add_model_flags(parser)
+    parser.add_argument(
+        "--show-images",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="pictures in the terminal: auto = where it can and the output is a terminal (default)",
+    )
+    parser.add_argument(
+        "--boxes-dir",
+        metavar="DIR",
+        default="output/chat",
+        help="where pictures with the boxes of answers go (default output/chat)",
+    )
     add_decoding_flags(parser)
     return parser
 
@@ -82,18 +99,26 @@ def parse(argv: Sequence[str], prog: str) -> argparse.Namespace:
 def run(given: argparse.Namespace, archs: Sequence[str] = ()) -> int:
     """Run the chat; returns the exit code. Names must be registered. Raises MiniGPT4Error for mistakes of the user."""
     from minigpt4.chat.session import ChatSession, open_image
+    from minigpt4.chat.terminal_image import choose_protocol
+    from minigpt4.chat.transcript import Transcript
 
     options = generate_options(given)  # wrong flags and paths are told before weights load
     image = open_image(given.image) if given.image else None
     assistant = load_given(given, archs)
     session = ChatSession(assistant, lambda notice: print(f"note: {notice}", file=sys.stderr))
+    wish = "never" if given.ask and given.show_images == "auto" else given.show_images  # answers alone, for scripts
+    transcript = Transcript(choose_protocol(os.environ, sys.stdout.isatty(), wish), Path(given.boxes_dir))
     if image is not None:
         session.set_image(image)
-    if given.ask:
-        for question in given.ask:
-            print(session.ask(question, options))
-        return 0
-    return interact(session, options)
+        transcript.add_picture(given.image, image)
+    if not given.ask:
+        return interact(session, options, transcript)
+    for question in given.ask:
+        answer = session.ask(question, options)
+        print(answer)
+        if (drawn := transcript.add_answer(question, answer)) is not None:
+            print(f"boxes: {drawn}", file=sys.stderr)
+    return 0
 
 
 def load_given(given: argparse.Namespace, archs: Sequence[str] = ()) -> Assistant:
@@ -124,10 +149,12 @@ def generate_options(given: argparse.Namespace) -> GenerateOptions:
     )
 
 
-def interact(session: ChatSession, options: GenerateOptions) -> int:
+def interact(session: ChatSession, options: GenerateOptions, transcript: Transcript | None = None) -> int:
     """Read questions until ``quit`` or the end of input. What goes wrong with one question does not end the chat."""
-    from minigpt4.common.errors import DataError
+    from minigpt4.chat.transcript import Transcript
+    from minigpt4.common.errors import DataError, OutputError
 
+    transcript = transcript or Transcript()
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (arrow keys in input())
@@ -145,42 +172,56 @@ def interact(session: ChatSession, options: GenerateOptions) -> int:
             return 0
         try:
             if line.startswith("/"):
-                _command(session, line)
+                _command(session, transcript, line)
             elif line:
-                _answer(session, line, options)
-        except DataError as error:
+                answer = _answer(session, line, options)
+                if (drawn := transcript.add_answer(line, answer)) is not None:
+                    print(f"boxes: {drawn}")
+        except (DataError, OutputError) as error:
             print(f"error: {error}")
         except KeyboardInterrupt:  # while a picture was read
             print("[stopped]")
 
 
-def _command(session: ChatSession, line: str) -> None:
-    """Carry out ``/name argument``. Raises DataError for a picture that cannot be read."""
+def _command(session: ChatSession, transcript: Transcript, line: str) -> None:
+    """Carry out ``/name argument``. Raises DataError for a picture that cannot be read, OutputError for a full disk."""
     from minigpt4.chat.session import open_image
 
     name, _, argument = line.partition(" ")
     path = argument.strip().strip("'\"")
     if name == "/image" and path:
-        session.set_image(open_image(path))
+        image = open_image(path)
+        session.set_image(image)
+        transcript.reset()
+        transcript.add_picture(path, image)
         print("New picture, new conversation.")
     elif name == "/add" and path:
-        session.add_image(open_image(path))
+        image = open_image(path)
+        session.add_image(image)
+        transcript.add_picture(path, image)
         print("The next question shows this picture too.")
     elif name == "/reset":
         session.reset()
+        transcript.reset()
         print("New conversation without a picture.")
+    elif name == "/show":
+        transcript.show_all()
+    elif name == "/save" and path:
+        print(f"saved: {transcript.save(path)}")
     else:
         print(COMMANDS)
 
 
-def _answer(session: ChatSession, question: str, options: GenerateOptions) -> None:
-    """Print an answer while it comes. Raises DataError for a question that cannot be asked."""
-    pieces = session.stream(question, options)
+def _answer(session: ChatSession, question: str, options: GenerateOptions) -> str:
+    """Print an answer while it comes, and return it. Raises DataError for a question that cannot be asked."""
+    pieces, read = session.stream(question, options), []
     print("MiniGPT-4: ", end="", flush=True)
     try:
         with contextlib.closing(pieces):
             for piece in pieces:
+                read.append(piece)
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:  # stops this answer, not the chat
         print(" [stopped]", end="")
     print()
+    return "".join(read)

@@ -24,7 +24,7 @@ class _Ended(threading.Event):
 
 
 class Answer:
-    """Waits in the line, then collects the pieces of an answer. The page reads ``text``, ``ahead`` and ``is_done``.
+    """Waits in the line, then collects the pieces of an answer. The page reads ``text``, ``ahead``, ``is_done``.
 
     ``pieces`` is called when it is this answer's turn, with the event that tells it to end. ``patience``: seconds
     without a look (``wait_for_news``) after which the answer is given up: the tab was closed, or the connection broke.
@@ -33,7 +33,7 @@ class Answer:
     def __init__(self, pieces: Callable[[threading.Event], Iterator[str]], line: Line, patience: float = 20.0) -> None:
         self.text = ""
         self.ahead = 0
-        self.is_done = False
+        self.is_done = self.is_stopped = False  # stopped: ended before its end
         self.failure: BaseException | None = None
         self._pieces, self._line = pieces, line
         self._ended = _Ended(patience)
@@ -41,11 +41,6 @@ class Answer:
         self._version = self._told = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether it was ended before its end."""
-        return self._ended.is_set()
 
     def stop(self) -> None:
         """End the answer where it is."""
@@ -76,7 +71,7 @@ class Answer:
             self.failure = error
         finally:
             with self._news:
-                self.is_done = True
+                self.is_done, self.is_stopped = True, self._ended.is_set()
                 self._version += 1
                 self._news.notify_all()
 

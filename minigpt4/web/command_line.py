@@ -137,8 +137,12 @@ def serve(
         footer_links=[],
         ssr_mode=False,
         enable_monitoring=False,
-        prevent_thread_lock=not waits,
+        prevent_thread_lock=True,
+        quiet=True,
     )
+    print(f"{page.style.title} answers at {address} (Ctrl-C ends it)", flush=True)
+    if waits:
+        page.blocks.block_thread()
     return str(address)
 
 

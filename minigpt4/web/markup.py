@@ -6,7 +6,7 @@ import html
 import re
 
 from minigpt4.conversation.grounding import Grounded
-from minigpt4.tools.box_drawing import colour, ink
+from minigpt4.processors.box_drawing import colour, ink
 
 _MARKS = re.compile(r"[\\`*_\[\]()!#|~$:+\-=@]")
 

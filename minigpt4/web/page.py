@@ -84,6 +84,14 @@ class Page:
                 label="Beams (above 1 the answer comes in one piece)",
                 visible=self.style.max_beams > 1,
             )
+        if self.style.examples:
+            self.examples = gr.Dataset(
+                components=[gr.Image(visible=False), gr.Textbox(visible=False)],
+                samples=[[str(EXAMPLES / name), question] for name, question in self.style.examples],
+                type="index",
+                label="Examples",
+                elem_id="examples",
+            )
 
     def _right(self) -> None:
         self.chat = gr.Chatbot(
@@ -109,14 +117,6 @@ class Page:
             self.send = gr.Button("Send", variant="primary", min_width=90, elem_id="send")
             self.stop = gr.Button("Stop", min_width=90, elem_id="stop")
             self.restart = gr.Button("Restart", min_width=90, elem_id="restart")
-        if self.style.examples:
-            self.examples = gr.Dataset(
-                components=[gr.Image(visible=False), gr.Textbox(visible=False)],
-                samples=[[str(EXAMPLES / name), question] for name, question in self.style.examples],
-                type="index",
-                label="Examples",
-                elem_id="examples",
-            )
 
     def _connect(self) -> None:
         listening: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -153,7 +153,6 @@ class Page:
         try:
             return self.visits.receive(key, path), [], "", ""
         except MiniGPT4Error as error:
-            self.visits.restart(key)
             return None, [], _told(error), ""
 
     def _ask(
@@ -197,7 +196,7 @@ def _key(request: gr.Request) -> str:
 
 
 def _chooses(task: Task) -> Any:
-    return lambda: (task.text, html.escape(task.hint))
+    return lambda: (task.text, f"<span>{html.escape(task.hint)}</span>")
 
 
 def _js(value: bool) -> str:

@@ -20,7 +20,7 @@ from minigpt4.chat.session import ChatSession
 from minigpt4.common.errors import DataError
 from minigpt4.conversation.grounding import read_grounded
 from minigpt4.models.generation import GenerateOptions
-from minigpt4.tools.box_drawing import save_boxes, shrunk
+from minigpt4.processors.box_drawing import save_boxes, shrunk
 from minigpt4.web.answer import Answer
 from minigpt4.web.limits import Limits
 from minigpt4.web.line import Line
@@ -47,6 +47,7 @@ class Visit:
     def __init__(self, assistant: Assistant, folder: Path) -> None:
         self.assistant, self.folder = assistant, folder
         self.answer: Answer | None = None
+        self.lock = threading.Lock()  # held while a picture is received: a question that follows it waits
         self.clear()
 
     def clear(self) -> None:
@@ -106,13 +107,15 @@ class Visits:
             return self._visits[key]
 
     def receive(self, key: str, path: str | Path) -> Image.Image:
-        """A new picture, and with it a new conversation; returns it as it is shown. Raises DataError for a bad one."""
-        picture = self.limits.open_upload(path)
-        pixels = self.assistant.image_processor(picture)
-        self._put_away.pop(key, None)
+        """A new picture, and with it a new conversation; returns it as it is shown.
+
+        Raises DataError for a bad one; the conversation of before is gone then too.
+        """
         visit = self.visit(key)
-        visit.clear()
-        visit.pixels, visit.preview = pixels, shrunk(picture, _PREVIEW_SIDE)
+        with visit.lock:
+            self.restart(key)
+            picture = self.limits.open_upload(path)
+            visit.pixels, visit.preview = self.assistant.image_processor(picture), shrunk(picture, _PREVIEW_SIDE)
         return visit.preview
 
     def ask(self, key: str, question: str, box: str, options: GenerateOptions) -> Generator[list[Message]]:
@@ -166,9 +169,11 @@ class Visits:
             del self._put_away[key]
             raise DataError("Others came, and this conversation was put away. Upload the picture again.")
         visit = self.visit(key)
+        with visit.lock:
+            has_picture = visit.preview is not None
         if visit.is_answering:
             raise DataError("An answer is still on its way. Wait for it, or stop it.")
-        if visit.preview is None and (self.needs_picture or has_task_tag(text)):
+        if not has_picture and (self.needs_picture or has_task_tag(text)):
             raise DataError("Upload a picture first.")
         return visit, with_box(text, box)
 
