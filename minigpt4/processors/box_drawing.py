@@ -40,8 +40,8 @@ def draw_boxes(image: Image.Image, entities: Sequence[Entity]) -> Image.Image:
     """A copy of ``image`` with every box of ``entities`` and its label. The longer side becomes 512 to 1280 pixels."""
     picture = _scaled(image)
     pen = ImageDraw.Draw(picture)
-    width = max(2, max(picture.size) // 220)
-    font = _font(max(13, max(picture.size) // 42))
+    width = max(3, max(picture.size) // 200)
+    font = _font(max(18, max(picture.size) // 36))
     frames = [
         (index, entity, _frame(box, picture.size)) for index, entity in enumerate(entities) for box in entity.boxes
     ]

@@ -79,7 +79,7 @@ def main(argv: Sequence[str], demo: Demo) -> int:
             parser.error("one of --ckpt and --cfg-path is required")
         given.cfg_path = demo.default_cfg_path
     auth = _auth(given.auth or os.environ.get(AUTH_VARIABLE, ""))  # wrong flags are told before weights load
-    limits, port = _limits(given), _free_port(given.host, given.port)
+    limits, port = _limits(given), free_port(given.host, given.port)
     words = given.max_new_tokens or (500 if demo.is_v2 else 300)
     given.max_new_tokens = words
     options = generate_options(given)
@@ -169,7 +169,7 @@ def _auth(text: str) -> tuple[str, str] | None:
     return (user, password) if text else None
 
 
-def _free_port(host: str, port: int | None) -> int:
+def free_port(host: str, port: int | None) -> int:
     """``port``, or the first free one from 7860. Raises ConfigError when there is none."""
     ports = range(7860, 7960) if port is None else [port]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

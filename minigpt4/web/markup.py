@@ -8,12 +8,15 @@ import re
 from minigpt4.conversation.grounding import Grounded
 from minigpt4.processors.box_drawing import colour, ink
 
-_MARKS = re.compile(r"[\\`*_\[\]()!#|~$:+\-=@]")
+_MARKS = re.compile(r"[\\`*_#|~$]")
+_LINK = re.compile(r"\][(\[:]")
 
 
 def plain(text: str) -> str:
     """``text`` for a place that renders Markdown, every character as it stands."""
     escaped = html.escape(text, quote=False)
+    if _LINK.search(text):  # only then: screen readers are given the codes
+        escaped = escaped.replace("[", "&#91;").replace("]", "&#93;")
     return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", escaped).replace("\n", "<br>")
 
 

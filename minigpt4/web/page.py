@@ -46,6 +46,7 @@ class Page:
                     self._left()
                 with gr.Column(scale=3, min_width=320):
                     self._right()
+            self._examples()
             self._connect()
 
     def _left(self) -> None:
@@ -84,20 +85,12 @@ class Page:
                 label="Beams (above 1 the answer comes in one piece)",
                 visible=self.style.max_beams > 1,
             )
-        if self.style.examples:
-            self.examples = gr.Dataset(
-                components=[gr.Image(visible=False), gr.Textbox(visible=False)],
-                samples=[[str(EXAMPLES / name), question] for name, question in self.style.examples],
-                type="index",
-                label="Examples",
-                elem_id="examples",
-            )
 
     def _right(self) -> None:
         self.chat = gr.Chatbot(
             label="Conversation",
             elem_id="chat",
-            height=460,
+            height=560,
             latex_delimiters=[],
             feedback_options=None,
             allow_tags=False,
@@ -118,6 +111,16 @@ class Page:
             self.stop = gr.Button("Stop", min_width=90, elem_id="stop")
             self.restart = gr.Button("Restart", min_width=90, elem_id="restart")
 
+    def _examples(self) -> None:
+        if self.style.examples:
+            self.examples = gr.Dataset(
+                components=[gr.Image(visible=False), gr.Textbox(visible=False)],
+                samples=[[str(EXAMPLES / name), question] for name, question in self.style.examples],
+                type="index",
+                label="Examples",
+                elem_id="examples",
+            )
+
     def _connect(self) -> None:
         listening: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         received = [self.picture, self.chat, self.notice, self.box]
@@ -132,10 +135,10 @@ class Page:
             concurrency_limit=None,
             **listening,
         )
+        self.chat.clear(self._restart, None, self._everything(), cancels=[asked], concurrency_limit=None, **listening)
         self.stop.click(self._stop, concurrency_limit=None, **listening)
-        everything = [self.picture, self.chat, self.notice, self.box, self.question, self.hint]
         cleared = self.restart.click(
-            self._restart, None, everything, cancels=[asked], concurrency_limit=None, **listening
+            self._restart, None, self._everything(), cancels=[asked], concurrency_limit=None, **listening
         )
         cleared.then(None, js="() => { document.body.classList.remove('selecting'); window.forgetBox(); }")
         for button, task in zip(self.tasks, TASKS, strict=True):
@@ -144,6 +147,9 @@ class Page:
         if self.style.examples:
             self.examples.click(self._example, [self.examples], [*received, self.question], **listening)
         self.blocks.unload(self._leave)
+
+    def _everything(self) -> list[Any]:
+        return [self.picture, self.chat, self.notice, self.box, self.question, self.hint]
 
     def _receive(self, path: str | None, request: gr.Request) -> tuple[Any, list[Any], str, str]:
         key = _key(request)
