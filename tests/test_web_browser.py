@@ -23,7 +23,8 @@ pytestmark = [
 ]
 HOST = "127.0.0.1"
 FACE = Path(__file__).resolve().parent.parent / "minigpt4/web/examples/face_1.jpg"
-BOXES = "I see <p>a face</p> {<29><11><71><82>} with <p>glasses</p> {<28><33><73><48>} and <b>no</b> hat"
+BOXES = "I see <p>a face</p> {<15><14><85><84>} with <p>glasses</p> {<18><36><82><55>}, and no hat."
+NOSE = "It is a <b>nose</b>."
 DRAWN = "#chat .image-container img"
 PATIENCE = 60_000  # milliseconds: machines that run tests may be busy
 
@@ -46,7 +47,7 @@ def site(
     demo, seconds = getattr(request, "param", (V2, 0.05))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    assistant, model = scripted_assistant(BOXES, "It is a nose.", seconds=seconds)
+    assistant, model = scripted_assistant(BOXES, NOSE, seconds=seconds)
     page = build_page(demo, assistant, tmp_path / "files", Limits(max_megapixels=1), GenerateOptions(max_new_tokens=50))
     yield serve(page, HOST, free_port(HOST, None), Limits(), None, is_shared=False, waits=False), model
     page.blocks.close()
@@ -54,7 +55,7 @@ def site(
 
 def opened(browser: Any, address: str, width: int = 1280) -> tuple[Any, list[str]]:
     """The page, ready, and a list of the other machines it asked for anything."""
-    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab = browser.new_page(viewport={"width": width, "height": 820})
     tab.set_default_timeout(PATIENCE)
     strangers: list[str] = []
 
@@ -84,7 +85,7 @@ def shot(tab: Any, name: str) -> None:
     """A picture of the page, for people who want to look at it: PAGE_SHOTS=folder."""
     if folder := os.environ.get("PAGE_SHOTS"):
         tab.wait_for_timeout(600)
-        tab.screenshot(path=Path(folder) / f"{name}.png")
+        tab.screenshot(path=Path(folder) / f"{name}.png", full_page=name == "phone")
 
 
 def test_a_question_is_answered_word_by_word_with_boxes_and_restart_clears(
@@ -99,15 +100,15 @@ def test_a_question_is_answered_word_by_word_with_boxes_and_restart_clears(
     assert model.num_words < len(BOXES.split(" ")) or "hat" in tab.inner_text("#chat")
     tab.wait_for_selector(DRAWN)
     said = tab.inner_text("#chat")
-    assert "I see a face with glasses and <b>no</b> hat" in " ".join(said.split())
+    assert "I see a face with glasses, and no hat." in " ".join(said.split())
     named = tab.locator("#chat span[style*='background']")
     assert named.count() == 2 and named.first.inner_text() == "a face"
     shot(tab, "boxes")
     ask(tab, "sure?")
-    tab.wait_for_function("/It is a nose/.test(document.querySelector('#chat').innerText)")
+    tab.wait_for_function("/It is a <b>nose<.b>/.test(document.querySelector('#chat').innerText)")
     assert BOXES in model.asked[1]  # the model reads its answer again
     tab.click("#restart")
-    tab.wait_for_function("!/It is a nose/.test(document.querySelector('#chat').innerText)")
+    tab.wait_for_function("!/It is a <b>nose<.b>/.test(document.querySelector('#chat').innerText)")
     tab.wait_for_selector("#picture img", state="detached")
     assert strangers == []
 
@@ -162,9 +163,9 @@ def test_two_tabs_wait_for_each_other_and_a_closed_one_stops(browser: Any, site:
     second.wait_for_function("/Waiting: 1 question/.test(document.querySelector('#chat').innerText)")
     shot(second, "waiting")
     first.close()
-    second.wait_for_function("/It is a nose/.test(document.querySelector('#chat').innerText)")
+    second.wait_for_function("/It is a <b>nose<.b>/.test(document.querySelector('#chat').innerText)")
     assert "hello" not in second.inner_text("#chat")
-    assert model.num_words < len(BOXES.split(" ")) + len("It is a nose.".split(" "))
+    assert model.num_words < len(BOXES.split(" ")) + len(NOSE.split(" "))
 
 
 @pytest.mark.parametrize("site", [(V1, 0.0)], indirect=True)
