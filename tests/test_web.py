@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.conversation.grounding import read_grounded
 from minigpt4.models.generation import GenerateOptions
 from minigpt4.web.answer import Answer
-from minigpt4.web.command_line import V1, V2, build_parser, fitting, main
+from minigpt4.web.command_line import V1, V2, Demo, build_parser, fitting, free_port, main
 from minigpt4.web.limits import Limits
 from minigpt4.web.line import Line
 from minigpt4.web.markup import coloured, plain
@@ -241,6 +242,7 @@ def test_restart_ends_the_answer_and_forgets_everything(tmp_path: Path, picture:
     assert answer is not None and answer.is_done and model.num_words < 400
     visit = visits.visit("a")
     assert visit.messages == [] and visit.session.history == [] and visit.preview is None
+    assert visits._kept == []
 
 
 def test_a_closed_tab_ends_its_answer_and_lets_the_next_one_in(tmp_path: Path) -> None:
@@ -309,13 +311,14 @@ def test_computed_positions_are_kept_for_the_newest_conversations_only(tmp_path:
 
 @pytest.mark.parametrize(("demo", "words", "temperature"), [(V1, 300, 1.0), (V2, 500, 0.6)])
 def test_the_demos_keep_the_published_flags_and_listen_to_this_machine_only(
-    demo: object, words: int, temperature: float
+    demo: Demo, words: int, temperature: float
 ) -> None:
-    given = build_parser(V2 if demo is V2 else V1).parse_args(
+    given = build_parser(demo).parse_args(
         ["--cfg-path", "a.yaml", "--gpu-id", "1", "--options", "model.lora_r=8", "run.seed=1"]
     )
     assert (given.cfg_path, given.gpu_id, given.options) == ("a.yaml", 1, ["model.lora_r=8", "run.seed=1"])
-    assert (given.host, given.share, given.temperature) == ("127.0.0.1", False, temperature)
+    assert (given.host, given.share) == ("127.0.0.1", False)
+    assert (given.max_new_tokens, given.temperature, given.repetition_penalty) == (words, temperature, 1.05)
 
 
 @pytest.mark.parametrize("auth", ["me", "me:", ":secret"])
@@ -331,6 +334,11 @@ def test_an_answer_takes_half_of_a_small_window_at_most() -> None:
     assert options.max_length == min(window, 2000) and options.max_new_tokens == min(500, options.max_length // 2)
 
 
-def test_limits_name_their_flag() -> None:
-    with pytest.raises(ConfigError, match="--max-visits must be >= 1"):
-        Limits(max_visits=0)
+def test_a_taken_port_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen at 127.0.0.1, port {number}"):
+            free_port("127.0.0.1", number)
+        assert free_port("127.0.0.1", None) != number

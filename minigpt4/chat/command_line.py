@@ -76,14 +76,27 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of ``generate_options``."""
     decoding = parser.add_argument_group("answers", "The published demos sampled: --temperature 1")
     add = decoding.add_argument
-    add("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (default 300)")
+    add("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (default %(default)s)")
     add("--min-new-tokens", type=int, default=0, metavar="N", help="shortest answer (default 0)")
-    add("--max-length", type=int, metavar="N", help="window of question and answer (default: the model's own)")
+    add(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="window of question and answer (default %(default)s; None = the model's)",
+    )
     add("--num-beams", type=int, default=1, metavar="N", help="beam search width (default 1)")
     add("--length-penalty", type=float, default=1.0, metavar="L", help="beams: above 1 for longer answers (default 1)")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0 = the likeliest word (default); 0.6 varies")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 = the likeliest word; 0.6 varies (default %(default)s)",
+    )
     add("--top-p", type=float, default=0.9, metavar="P", help="nucleus of sampling (default 0.9)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 against loops (default 1 = none)")
+    add(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 against loops (default %(default)s)"
+    )
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
 
 

@@ -34,10 +34,12 @@ class Demo:
     default_cfg_path: str = ""
     archs: tuple[str, ...] = ()
     is_v2: bool = True
+    max_new_tokens: int = 500
+    temperature: float = 0.6
 
 
 V2 = Demo("demo_v2.py", "MiniGPT-v2", default_cfg_path="eval_configs/minigptv2_eval.yaml")
-V1 = Demo("demo.py", "MiniGPT-4", archs=("minigpt4",), is_v2=False)
+V1 = Demo("demo.py", "MiniGPT-4", archs=("minigpt4",), is_v2=False, max_new_tokens=300, temperature=1.0)
 
 
 def build_parser(demo: Demo) -> argparse.ArgumentParser:
@@ -65,7 +67,7 @@ def build_parser(demo: Demo) -> argparse.ArgumentParser:
     limits.add_argument("--max-visits", type=int, default=50, metavar="N", help="conversations kept (default 50)")
     add_decoding_flags(parser)
     parser.set_defaults(
-        max_new_tokens=None, repetition_penalty=1.05, temperature=0.6 if demo.is_v2 else 1.0, max_length=2000
+        max_new_tokens=demo.max_new_tokens, repetition_penalty=1.05, temperature=demo.temperature, max_length=2000
     )
     return parser
 
@@ -80,8 +82,6 @@ def main(argv: Sequence[str], demo: Demo) -> int:
         given.cfg_path = demo.default_cfg_path
     auth = _auth(given.auth or os.environ.get(AUTH_VARIABLE, ""))  # wrong flags are told before weights load
     limits, port = _limits(given), free_port(given.host, given.port)
-    words = given.max_new_tokens or (500 if demo.is_v2 else 300)
-    given.max_new_tokens = words
     options = generate_options(given)
     _prepare_gradio()
 

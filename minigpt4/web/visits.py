@@ -47,6 +47,7 @@ class Visit:
     def __init__(self, assistant: Assistant, folder: Path) -> None:
         self.assistant, self.folder = assistant, folder
         self.answer: Answer | None = None
+        self.session = ChatSession(assistant)
         self.lock = threading.Lock()  # held while a picture is received: a question that follows it waits
         self.clear()
 
@@ -55,7 +56,7 @@ class Visit:
         if self.answer is not None:
             self.answer.stop()
         self.answer = None
-        self.seen = time.monotonic()
+        self.session.release()
         self.messages: list[Message] = []
         messages = self.messages
         self.session = ChatSession(self.assistant, lambda text: messages.append(Message("note", f"Note: {text}.")))
@@ -190,6 +191,9 @@ class Visits:
             for other in (*self._kept, session):
                 other.release()
             raise DataError("The GPU has no memory left for this answer. Ask again, or restart.") from error
+        if visit.session is not session:  # cleared meanwhile
+            session.release()
+            return
         self._kept = [*(other for other in self._kept if other is not session), session]
         while len(self._kept) > _KEPT:
             self._kept.pop(0).release()
