@@ -91,12 +91,10 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="T",
-        help="0 = the likeliest word; 0.6 varies (default %(default)s)",
+        help="0 = the likeliest word (default %(default)s)",
     )
     add("--top-p", type=float, default=0.9, metavar="P", help="nucleus of sampling (default 0.9)")
-    add(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 against loops (default %(default)s)"
-    )
+    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 stops loops (default %(default)s)")
     add("--seed", type=int, metavar="N", help="makes sampling repeatable")
 
 
