@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -90,6 +91,7 @@ def main(argv: Sequence[str], demo: Demo) -> int:
     catalog.load()
     assistant = load_given(given, demo.archs)
     options = fitting(options, assistant)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are deleted then too
     with tempfile.TemporaryDirectory(prefix="minigpt4_web_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(demo, assistant, Path(folder), limits, options)
