@@ -19,7 +19,7 @@ install: $(STAMP) ## create .venv with everything the tests need; a second call 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval,web]'
 	touch $(STAMP)
 
 lint: install ## ruff and mypy

@@ -22,6 +22,7 @@ FLOORS = {
     "minigpt4.runners": 4,
     "minigpt4.tools": 5,
     "minigpt4.report": 5,
+    "minigpt4.web": 5,
     "minigpt4.export": 5,
     "minigpt4.serve": 5,
     "minigpt4.catalog": 5,

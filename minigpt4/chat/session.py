@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +60,12 @@ class ChatSession:
         self._num_new_images = 0
         self._cache = PromptCache()
 
-    def set_image(self, image: Image.Image) -> None:
-        """Start a new conversation about ``image``."""
+    def release(self) -> None:
+        """Free the memory of computed positions; the conversation stays, and the next question computes them again."""
+        self._cache = PromptCache()
+
+    def set_image(self, image: Image.Image | Tensor) -> None:
+        """Start a new conversation about ``image``: a picture, or pixels [3, S, S] of the assistant's processor."""
         features = self._encode(image)
         self.reset()
         self._features, self._num_new_images = features, 1
@@ -77,14 +82,14 @@ class ChatSession:
             pass
         return self.history[-1].answer
 
-    def stream(self, question: str, options: GenerateOptions) -> Generator[str]:
+    def stream(self, question: str, options: GenerateOptions, stopped: threading.Event | None = None) -> Generator[str]:
         """Pieces of the answer as they come. What was read joins the history, also when the reader leaves early.
 
-        With several beams the answer is one piece. Turns that leave the window are dropped before anything is
-        computed. Raises DataError for a question that cannot be asked.
+        Setting ``stopped`` from another thread ends the answer. With several beams the answer is one piece. Turns that
+        leave the window are dropped before anything is computed. Raises DataError for a question that cannot be asked.
         """
         turn, prompt = self._fitting_prompt(question, options)
-        return self._answer(turn, prompt, self.assistant.stopping(options))
+        return self._answer(turn, prompt, self.assistant.stopping(options), stopped or threading.Event())
 
     @staticmethod
     def first_prompt(assistant: Assistant, question: str) -> Encoded:
@@ -92,19 +97,21 @@ class ChatSession:
         session = ChatSession(assistant)
         return session._encoded([], session._turn_text(question, num_images=1))
 
-    def _answer(self, turn: str, prompt: Encoded, options: GenerateOptions) -> Generator[str]:
+    def _answer(self, turn: str, prompt: Encoded, options: GenerateOptions, stopped: threading.Event) -> Generator[str]:
         model = self.assistant.model
         if options.num_beams > 1:
-            answer = model.generate([prompt], self._features, options)[0]
+            answer = model.generate([prompt], self._features, options, stopped)[0]
             self._remember(turn, answer)
             yield answer
             return
         read: list[str] = []
         with contextlib.closing(model.generate_stream(prompt, self._features, options, self._cache)) as pieces:
             try:
-                while True:
+                while not stopped.is_set():
                     read.append(next(pieces))
                     yield read[-1]
+                if read:
+                    self._remember(turn, "".join(read))
             except StopIteration as finished:
                 self._remember(turn, finished.value)
             except (GeneratorExit, KeyboardInterrupt):
@@ -113,11 +120,12 @@ class ChatSession:
                 raise
 
     @torch.no_grad()
-    def _encode(self, image: Image.Image) -> Tensor:
-        """A picture -> features [1, P, C']."""
+    def _encode(self, image: Image.Image | Tensor) -> Tensor:
+        """A picture, or its pixels [3, S, S] -> features [1, P, C']."""
         model = self.assistant.model
+        pixels = self.assistant.image_processor(image) if isinstance(image, Image.Image) else image
         with model.autocast():
-            return model.vision_features(self.assistant.image_processor(image)[None].to(model.device))
+            return model.vision_features(pixels[None].to(model.device))
 
     def _fitting_prompt(self, question: str, options: GenerateOptions) -> tuple[str, Encoded]:
         """The turn and its ids, after dropping the oldest turns that the window has no room for; images stay."""

@@ -94,16 +94,24 @@ class GenerationMixin(BaseModel):
         return None if window is None else int(window)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> list[str]:
+    def generate(
+        self,
+        prompts: Sequence[Encoded],
+        images: Tensor,
+        options: GenerateOptions,
+        stopped: threading.Event | None = None,
+    ) -> list[str]:
         """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order.
 
-        A picture that several prompts show is encoded once, and so is a start that all prompts share.
+        A picture that several prompts show is encoded once, and so is a start that all prompts share. Setting
+        ``stopped`` from another thread ends the answers where they are.
         """
         if not prompts:
             return []
         options = self._with_ends(options)
         embeddings, mask, held = self._begun(prompts, images, options)
-        rows = self._run(embeddings, mask, options, held=held).tolist()  # [B, new]
+        watch = None if stopped is None else _StopOnRequest(stopped.is_set)
+        rows = self._run(embeddings, mask, options, held=held, watch=watch).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
         return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
 
