@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scene_drawing import draw_scene, random_person
 
-DRAWING_VERSION = 3
-"""Raised when the same settings would give other pictures, so that old folders are not taken for new ones."""
+DRAWING_VERSION = 4
+"""Raised when the same settings would give other files, so that old folders are not taken for new ones."""
 SPLITS = {"train": 11, "test": 12, "pretrain": 13}
 """Part of the generator's key, so that no face of one split occurs in another, whatever the seed."""
 _SHARES = ((2, 0.12), (3, 0.12), (0, 0.16))
@@ -111,6 +111,10 @@ def write_formats(root: Path, train: list[ff.Item], test: list[ff.Item], args: a
     ff.write_json(root / "emotions" / "emotions.json", emotions)
     ff.write_json(root / "boxes" / "train.json", ff.box_records(train))
     ff.write_json(root / "boxes" / "test.json", ff.box_records(test))
+    refer = ff.refer_records(train)
+    ff.write_json(root / "boxes" / "refer.json", refer)
+    ff.write_json(root / "boxes" / "detection.json", ff.detection_records(train))
+    expressions = ff.write_expressions(root / "boxes", test)
     questions = ff.test_records(test, args.test_per_type, rng("test"))
     ff.write_json(root / "test" / "questions.json", questions)
     ff.write_csv(root / "test" / "questions.csv", questions, ("image", "type", "question", "answer"))
@@ -121,6 +125,8 @@ def write_formats(root: Path, train: list[ff.Item], test: list[ff.Item], args: a
         "sharegpt": len(sharegpt),
         "facegpt4vision": sum(map(len, sections.values())),
         "emotions": len(emotions),
+        "boxes": len(refer),
+        "test expressions": expressions,
         "test questions": len(questions),
     }
 

@@ -8,7 +8,7 @@ import json
 import random
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ import face_text as ft
 from face_drawing import SIZE, Box, Scene
 
 Record = dict[str, Any]
+_LEAST_SIDE = 2.0
+"""Pixels of a box that can be asked for."""
+_PLACES: dict[int, tuple[str, ...]] = {0: (), 2: ("left", "right"), 3: ("left", "middle", "right")}
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def box_records(items: Iterable[Item]) -> list[Record]:
         for boxes in item.boxes:
             parts = {
                 name: {
-                    "bbox": [round(value, 1) for value in (box[0], box[1], box[2] - box[0], box[3] - box[1])],
+                    "bbox": _corner_and_size(box),
                     "text": box_text(box),
                 }
                 for name, box in boxes.items()
@@ -189,6 +192,57 @@ def box_records(items: Iterable[Item]) -> list[Record]:
                 {"image": item.path, "width": SIZE, "height": SIZE, "people": len(item.scene.people), "boxes": parts}
             )
     return records
+
+
+def refer_records(items: Iterable[Item]) -> list[Record]:
+    """``image``, ``phrase`` and ``box`` in pixels, x y width height: parts of one face, or one of several faces."""
+    return [
+        {"image": item.path, "phrase": phrase, "box": _corner_and_size(box)}
+        for item in items
+        for phrase, box in _phrases(item)
+    ]
+
+
+def detection_records(items: Iterable[Item]) -> list[Record]:
+    """``image``, ``phrase`` and ``bbox``: all faces of a picture as text."""
+    return [
+        {"image": item.path, "phrase": "faces", "bbox": "<delim>".join(box_text(boxes["face"]) for boxes in item.boxes)}
+        for item in items
+        if item.boxes
+    ]
+
+
+def write_expressions(root: Path, items: Iterable[Item]) -> int:
+    """Files of RefCOCO's evaluation: ``refcoco/refcoco_val.json``, pictures with names of 27 letters. Returns how many.
+
+    ``img_id`` is the picture's name and a number; ``bbox`` is x y width height in pixels.
+    """
+    (root / "refcoco_images").mkdir(parents=True)
+    records: list[Record] = []
+    for item in items:
+        name = f"DRAWN_test_{item.key:0>16}"
+        phrases = list(_phrases(item))
+        if phrases:
+            (root / "refcoco_images" / f"{name}.jpg").write_bytes((root.parent / item.path).read_bytes())
+        for number, (phrase, box) in enumerate(phrases):
+            record = {"img_id": f"{name}_{number}", "sents": phrase, "bbox": _corner_and_size(box)}
+            records.append({**record, "height": SIZE, "width": SIZE})
+    write_json(root / "refcoco" / "refcoco_val.json", records)
+    return len(records)
+
+
+def _phrases(item: Item) -> Iterator[tuple[str, Box]]:
+    """What can be pointed at, and its box; a line without height, as some mouths are, is left out."""
+    if len(item.boxes) == 1:
+        named = [(f"the {name}", box) for name, box in item.boxes[0].items()]
+    else:
+        places = _PLACES[len(item.boxes)]
+        named = [(f"the {place} face", boxes["face"]) for place, boxes in zip(places, item.boxes, strict=True)]
+    return ((phrase, box) for phrase, box in named if min(box[2] - box[0], box[3] - box[1]) >= _LEAST_SIDE)
+
+
+def _corner_and_size(box: Box) -> list[float]:
+    return [round(value, 1) for value in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
 
 
 def write_csv(path: Path, records: Sequence[Record], columns: Sequence[str]) -> None:
