@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +54,10 @@ class AnswerOptions:
             raise ConfigError(f"batch_size must be >= 1, got {self.batch_size}")
         if self.generation.do_sample and self.generation.num_beams > 1:
             raise ConfigError("answers are either sampled (temperature above 0) or searched for with beams, not both")
+
+    def based_on(self, source: Mapping[str, str]) -> AnswerOptions:
+        """The same options for the model that ``source`` tells of."""
+        return replace(self, source=source)
 
     def ledger(self, out: Path, questions: Sequence[Question]) -> Ledger:
         """The answers in ``out``; its ``check`` tells before any model is loaded whether they can go on."""
