@@ -108,9 +108,7 @@ class TinyModel(nn.Module):
         return LossOutput(losses.sum(), losses.sum(1), int((targets != IGNORE_INDEX).sum()))
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions, seeds: Sequence[int] | None = None
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions) -> list[str]:
         """One letter that depends on the weights and on the prompt: the likeliest word after it."""
         bias = self.head(torch.tanh(self.mix(self.embedding(torch.tensor([prompt.ids[-2] for prompt in prompts])))))
         return [chr(int(best)) for best in bias.argmax(-1)]

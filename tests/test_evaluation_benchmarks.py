@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from minigpt4.evaluation.engine import AnswerOptions
 from minigpt4.evaluation.questions import Answer, Question
 from minigpt4.evaluation.ranking import losses_of, rank_all
 from minigpt4.evaluation.refer import Retries, ask_for_boxes, evaluate_refer, refer_questions
+from tests.config_fakes import REPOSITORY
 from tests.evaluation_parts import ALONE, draw_pictures, tiny_assistant
 from tests.export_parts import write_checkpoint
 from tests.golden_cases import load_case
@@ -151,7 +154,8 @@ def scripted(
 
 
 def expressions(count: int) -> list[Question]:
-    return [Question(str(n), (), f"p{n}", {**RECORD, "sents": f"p{n}"}, is_rendered=True) for n in range(count)]
+    meta = {"img_id": RECORD["img_id"], "bbox": RECORD["bbox"], "size": [640, 480]}
+    return [Question(str(n), (), f"p{n}", {**meta, "sents": f"p{n}"}, is_rendered=True) for n in range(count)]
 
 
 def test_without_resampling_an_answer_that_is_no_box_is_wrong(
@@ -306,7 +310,7 @@ def test_a_mistake_is_told_with_its_key_before_weights_load(
 
 
 def test_vsr_from_the_hub_says_what_it_needs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     hub = replace(block(data, "vsr"), eval_file_path="cambridgeltl/vsr_zeroshot")
     with pytest.raises(
         ConfigError, match="vsr.eval_file_path: 'cambridgeltl/vsr_zeroshot' is no file here; give a local"
@@ -314,7 +318,35 @@ def test_vsr_from_the_hub_says_what_it_needs(data: Path, monkeypatch: pytest.Mon
         vqa.read_questions(hub)
 
 
-def test_a_record_without_a_field_is_named(tmp_path: Path, data: Path) -> None:
-    path = write(tmp_path / "gqa.json", [{"image": "0.png", "question": "x", "answer": "y"}, {"image": "0.png"}])
-    with pytest.raises(DataError, match="gqa.json, record 1: field 'question' is missing; found: image"):
-        vqa.read_questions(replace(block(data, "gqa"), eval_file_path=str(path)))
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        ("gqa", {"image": "0.png"}, "record 0: field 'question' is missing; found: image"),
+        ("vizwiz", {"image": "0.png", "question": "x", "answers": ["y"]}, "record 0: does not fit \\(TypeError: "),
+        ("hm", {"img": "0.png", "text": "x", "label": "?"}, "record 0: does not fit \\(ValueError: invalid literal"),
+        ("iconvqa", {"image_id": 1, "question": "x", "choices": ["y"], "answer": 1}, "answer 1 is no index of choices"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named(
+    tmp_path: Path, data: Path, name: str, record: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "file.json", [record])
+    with pytest.raises(DataError, match=message):
+        vqa.read_questions(replace(block(data, name), eval_file_path=str(path)))
+
+
+def test_a_box_that_is_none_is_named(tmp_path: Path, data: Path) -> None:
+    write(tmp_path / "refcoco_val.json", [{**RECORD, "bbox": [1, 2, 3]}])
+    with pytest.raises(DataError, match="refcoco_val.json, record 0: does not fit .*not enough values"):
+        refer_questions(replace(block(data, "refcoco"), eval_file_path=str(tmp_path)), "val")
+
+
+@pytest.mark.parametrize("name", ["eval_ref", "eval_vqa"])
+def test_the_scripts_explain_themselves(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(REPOSITORY / "eval_scripts" / f"{name}.py"), run_name="__main__")
+    assert end.value.code == 0 and "--cfg-path FILE --dataset A,B" in " ".join(
+        capsys.readouterr().out.replace("[", "").replace("]", "").split()
+    )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigpt4.common.config_file import PLACEHOLDER
 from minigpt4.common.errors import ConfigError, DataError, nearest
@@ -16,6 +16,7 @@ from minigpt4.common.yaml_source import REPOSITORY_ROOT, find_existing
 from minigpt4.conversation.templates import TEMPLATES
 from minigpt4.datasets.sources import read_sources
 
+T = TypeVar("T")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -108,15 +109,20 @@ def published_prompt(text: str) -> str:
     return TEMPLATES["minigpt_v2"].render([], f"{IMAGE_PROMPT} {text}")
 
 
-def checked_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Records of ``path``. Raises DataError that names a record without one of ``keys``."""
-    records = read_sources([path])
+def read_each(path: Path, keys: Sequence[str], make: Callable[[int, dict[str, Any]], T]) -> list[T]:
+    """``make`` of every record and its number from 0. Raises DataError that names the record where one of ``keys`` is
+    missing, or where ``make`` cannot use a value."""
+    records, result = read_sources([path]), list[T]()
     for number, record in enumerate(records):
         missing = [key for key in keys if key not in record]
         if missing:
             known = ", ".join(record)
             raise DataError(f"{records.where(number)}: field '{missing[0]}' is missing; found: {known}")
-        yield record
+        try:
+            result.append(make(number, record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{records.where(number)}: does not fit ({type(error).__name__}: {error})") from error
+    return result
 
 
 def first_existing(folder: Path, *names: str) -> str:

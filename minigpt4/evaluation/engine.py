@@ -70,9 +70,10 @@ def answer_all(
 ) -> list[Answer]:
     """Answers in the order of ``questions``, on every rank; with ``out`` also in that file, as ``Ledger`` says.
 
-    A run that was cut off goes on where it was, on any number of ranks; questions that failed are asked again. A
-    greedy answer does not depend on the batch, a sampled one on (seed, id) alone; without a seed it is 0. What is wrong
-    with one question or picture becomes its ``error``. Raises DataError for answers of another run in ``out``.
+    A run that was cut off goes on where it was, on any number of ranks; questions that failed are asked again. But for
+    rounding, a greedy answer does not depend on the batch, and a sampled one on (seed, id) alone; without a seed it is
+    0. What is wrong with one question or picture becomes its ``error``. Raises DataError for answers of another run in
+    ``out``.
     """
     check_ids(questions)
     ledger = None if out is None else options.ledger(out, questions)
@@ -161,6 +162,7 @@ class _Work:
         self._generation = assistant.stopping(options.generation)
         self._batch = options.batch_size or _AUTO_BATCH[assistant.model.device.type]
         self._features: dict[str, Tensor] = {}  # of the pictures of the window, [P, C']
+        self._done = 0
 
     def windows(self, advance: Callable[[int], None]) -> Iterator[list[Answer]]:
         """Answers of a few batches at a time, in the order of the questions."""
@@ -168,17 +170,15 @@ class _Work:
         while start < len(self._questions):
             windows.append(self._questions[start : start + _WINDOW * self._batch])
             start += len(windows[-1])
-        done = 0
         with Pictures(self._assistant) as pictures:
             for number, window in enumerate(windows):
                 for ahead in windows[number : number + 2]:
                     pictures.expect(_paths(ahead))
-                finished = done
-                answers = self._window(window, pictures, lambda count, before=finished: advance(before + count))
+                answers = self._window(window, pictures, advance)
                 needed = set(_paths(windows[number + 1])) if number + 1 < len(windows) else set()
                 pictures.forget([path for path in _paths(window) if path not in needed])
-                done += len(window)
-                advance(done)
+                self._done += len(window)
+                advance(self._done)
                 yield answers
 
     def _window(
@@ -212,12 +212,13 @@ class _Work:
         def answered(number: int) -> None:
             nonlocal count
             count += number
-            advance(count)
+            advance(self._done + count)
 
         def images_of(chosen: Sequence[int]) -> Tensor:
             return stacked([self._features[path] for i in chosen for path in questions[i].images])
 
-        seeds = [seed_of(question, self._generation.seed) for question in questions]
+        drawn = self._generation.do_sample
+        seeds = [seed_of(question, self._generation.seed) for question in questions] if drawn else None
         model, encoded = self._assistant.model, list(prompts.values())
         return answer_prompts(model, encoded, images_of, self._generation, size, answered, seeds)
 

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from minigpt4.chat.loading import Assistant
 from minigpt4.common.dist import DistContext
-from minigpt4.evaluation.blocks import Block, checked_records, first_existing, published_prompt
+from minigpt4.evaluation.blocks import Block, first_existing, published_prompt, read_each
 from minigpt4.evaluation.engine import AnswerOptions, answer_all
 from minigpt4.evaluation.ledger import on_main
 from minigpt4.evaluation.questions import Question
@@ -46,12 +47,20 @@ def refer_questions(block: Block, split: str) -> list[Question]:
     """One question per expression of a split, numbered in the order of the file. Raises ConfigError and DataError."""
     name = f"{block.name}_{split}.json"
     path, folder = block.annotations(f"{block.name}/{name}", name), block.pictures()
-    questions = []
-    for number, record in enumerate(checked_records(path, ("img_id", "sents", "bbox", "height", "width"))):
+
+    def question(number: int, record: dict[str, Any]) -> Question:
         stem = str(record["img_id"])[:_STEM]
         image = first_existing(folder, f"{stem}.jpg", f"{stem.rpartition('_')[2]}.jpg")
-        meta = {key: record[key] for key in ("img_id", "sents", "bbox", "height", "width")}
-        questions.append(Question(str(number), (image,), _prompt(str(record["sents"])), meta, is_rendered=True))
+        x, y, width, height = map(float, record["bbox"])
+        meta = {
+            "img_id": str(record["img_id"]),
+            "sents": str(record["sents"]),
+            "bbox": [x, y, width, height],
+            "size": [int(record["width"]), int(record["height"])],
+        }
+        return Question(str(number), (image,), _prompt(meta["sents"]), meta, is_rendered=True)
+
+    questions = read_each(path, ("img_id", "sents", "bbox", "height", "width"), question)
     block.check_pictures([question.images[0] for question in questions])
     if len(questions) != SPLITS[block.name][split]:
         wanted = SPLITS[block.name][split]
@@ -118,10 +127,9 @@ def located_percent(found: Sequence[tuple[int, str]], questions: Sequence[Questi
     return 100 * right / len(questions)
 
 
-def _is_right(text: str, meta: Mapping[str, object], resolution: float) -> bool:
-    box, width, height = meta["bbox"], meta["width"], meta["height"]
-    assert isinstance(box, list) and isinstance(width, int) and isinstance(height, int)
-    return is_located(text, box, (width, height), resolution)
+def _is_right(text: str, meta: Mapping[str, Any], resolution: float) -> bool:
+    width, height = meta["size"]
+    return is_located(text, meta["bbox"], (width, height), resolution)
 
 
 def _prompt(phrase: str) -> str:

@@ -12,7 +12,7 @@ from minigpt4.chat.loading import Assistant
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import open_atomically
-from minigpt4.evaluation.blocks import Block, checked_records, first_existing, published_prompt
+from minigpt4.evaluation.blocks import Block, first_existing, published_prompt, read_each
 from minigpt4.evaluation.engine import AnswerOptions, answer_all
 from minigpt4.evaluation.ledger import on_main
 from minigpt4.evaluation.questions import Answer, Question
@@ -109,20 +109,21 @@ def _asked(number: object, image: str, text: str, **meta: Any) -> Question:
 def _read_okvqa(block: Block) -> list[Question]:
     path, folder = block.annotations("okvqa_test_split.json"), block.pictures()
     block.annotations(_OKVQA_ANNOTATIONS)  # told now, not after the answers
-    questions = []
-    for record in checked_records(path, ("image_id", "question", "question_id")):
+
+    def question(_: int, record: dict[str, Any]) -> Question:
         stem = f"{int(record['image_id']):012d}.jpg"
         image = first_existing(folder, stem, f"COCO_val2014_{stem}")
         number = int(record["question_id"])
-        questions.append(_asked(number, image, _SHORT.format(record["question"]), question_id=number))
-    return questions
+        return _asked(number, image, _SHORT.format(record["question"]), question_id=number)
+
+    return read_each(path, ("image_id", "question", "question_id"), question)
 
 
 def _score_okvqa(block: Block, answers: Sequence[Answer]) -> Scored:
     texts = {answer.question.meta["question_id"]: plain_answer(answer.text.lower()) for answer in answers}
     path = block.annotations(_OKVQA_ANNOTATIONS)
     try:
-        found = vqa_accuracy(texts, list(checked_records(path, ("question_id", "answers"))))
+        found = vqa_accuracy(texts, read_each(path, ("question_id", "answers"), _annotation))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     predictions = [{"answer": text, "question_id": number} for number, text in texts.items()]
@@ -130,17 +131,19 @@ def _score_okvqa(block: Block, answers: Sequence[Answer]) -> Scored:
     return Scored("VQA accuracy", found.overall, predictions, details)
 
 
+def _annotation(_: int, record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"answers": [{**answer, "answer": str(answer["answer"])} for answer in record["answers"]]}
+
+
 def _read_vizwiz(block: Block) -> list[Question]:
     path, folder = block.annotations("val.json"), block.pictures()
-    return [
-        _asked(
-            number,
-            str(folder / str(record["image"])),
-            _VIZWIZ.format(record["question"]),
-            answers=[str(answer["answer"]) for answer in record["answers"]],
-        )
-        for number, record in enumerate(checked_records(path, ("image", "question", "answers")))
-    ]
+
+    def question(number: int, record: dict[str, Any]) -> Question:
+        answers = [str(answer["answer"]) for answer in record["answers"]]
+        image = str(folder / str(record["image"]))
+        return _asked(number, image, _VIZWIZ.format(record["question"]), answers=answers)
+
+    return read_each(path, ("image", "question", "answers"), question)
 
 
 def _score_vizwiz(block: Block, answers: Sequence[Answer]) -> Scored:
@@ -151,23 +154,26 @@ def _score_vizwiz(block: Block, answers: Sequence[Answer]) -> Scored:
 
 def _read_iconvqa(block: Block) -> list[Question]:
     path, folder = block.annotations("choose_text_val.json"), block.pictures()
-    questions = []
-    for number, record in enumerate(checked_records(path, ("image_id", "question", "choices", "answer"))):
+
+    def question(number: int, record: dict[str, Any]) -> Question:
         choices, answer = record["choices"], record["answer"]
         if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise DataError(f"{path}, record {number}: answer {answer!r} is no index of choices {choices!r}")
+            raise ValueError(f"answer {answer!r} is no index of choices {choices!r}")
         image = str(folder / str(record["image_id"]) / "image.png")
         text = _SHORT.format(record["question"])
-        questions.append(_asked(number, image, text, choices=[str(choice) for choice in choices], answer=answer))
-    return questions
+        return _asked(number, image, text, choices=[str(choice) for choice in choices], answer=answer)
+
+    return read_each(path, ("image_id", "question", "choices", "answer"), question)
 
 
 def _read_gqa(block: Block) -> list[Question]:
     path, folder = block.annotations("testdev_balanced_questions.json"), block.pictures()
-    return [
-        _asked(number, str(folder / str(record["image"])), _SHORT.format(record["question"]), label=record["answer"])
-        for number, record in enumerate(checked_records(path, ("image", "question", "answer")))
-    ]
+
+    def question(number: int, record: dict[str, Any]) -> Question:
+        image = str(folder / str(record["image"]))
+        return _asked(number, image, _SHORT.format(record["question"]), label=str(record["answer"]))
+
+    return read_each(path, ("image", "question", "answer"), question)
 
 
 def _score_gqa(block: Block, answers: Sequence[Answer]) -> Scored:
@@ -176,20 +182,15 @@ def _score_gqa(block: Block, answers: Sequence[Answer]) -> Scored:
 
 def _read_vsr(block: Block) -> list[Question]:
     folder = block.pictures()
-    records = _hub_records(block) if block.hub_id else checked_records(_vsr_file(block), ("image", "caption", "label"))
-    return [
-        _asked(
-            number,
-            str(folder / str(record["image"])),
-            _VSR.format(record["caption"]),
-            label="true" if int(record["label"]) == 1 else "false",
-        )
-        for number, record in enumerate(records)
-    ]
 
+    def question(number: int, record: dict[str, Any]) -> Question:
+        label = "true" if int(record["label"]) == 1 else "false"
+        return _asked(number, str(folder / str(record["image"])), _VSR.format(record["caption"]), label=label)
 
-def _vsr_file(block: Block) -> Path:
-    return block.annotations("test.jsonl", "test.json", "test.parquet")
+    if block.hub_id:
+        return [question(number, dict(record)) for number, record in enumerate(_hub_records(block))]
+    path = block.annotations("test.jsonl", "test.json", "test.parquet")
+    return read_each(path, ("image", "caption", "label"), question)
 
 
 def _hub_records(block: Block) -> Any:
@@ -210,10 +211,12 @@ def _score_vsr(block: Block, answers: Sequence[Answer]) -> Scored:
 
 def _read_hm(block: Block) -> list[Question]:
     path, folder = block.annotations("dev.jsonl"), block.pictures()
-    return [
-        _asked(number, str(folder / str(record["img"])), _HATEFUL.format(record["text"]), label=int(record["label"]))
-        for number, record in enumerate(checked_records(path, ("img", "text", "label")))
-    ]
+
+    def question(number: int, record: dict[str, Any]) -> Question:
+        image, label = str(folder / str(record["img"])), int(record["label"])
+        return _asked(number, image, _HATEFUL.format(record["text"]), label=label)
+
+    return read_each(path, ("img", "text", "label"), question)
 
 
 def _score_hm(block: Block, answers: Sequence[Answer]) -> Scored:

@@ -95,7 +95,7 @@ def vqa_score(answer: str, references: Sequence[Mapping[str, Any]]) -> float:
     if len({record["answer"] for record in records}) > 1:
         given = in_common_words(without_punctuation(given))
         records = [{**one, "answer": in_common_words(without_punctuation(one["answer"]))} for one in records]
-    scores = []
+    scores: list[float] = []
     for record in records:
         same = sum(other != record and other["answer"].lower() == given.lower() for other in records)
         scores.append(min(1.0, same / 3))

@@ -43,8 +43,8 @@ def answer_prompts(
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        own = None if seeds is None else [seeds[i] for i in chosen]
-        texts = model.generate([prompts[i] for i in chosen], images_of(chosen), options, own)
+        own = [] if seeds is None else [[seeds[i] for i in chosen]]
+        texts = model.generate([prompts[i] for i in chosen], images_of(chosen), options, *own)
         for i, answer in zip(chosen, texts, strict=True):
             answers[i] = answer
         advance(len(chosen))
