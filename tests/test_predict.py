@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from minigpt4.cli import main
 from minigpt4.common.errors import DataError
 from minigpt4.evaluation.questions import questions_of_file, questions_of_folder
 from minigpt4.models.generation import GenerateOptions
+from tests.config_fakes import REPOSITORY
 from tests.evaluation_parts import draw_pictures, tiny_assistant
 from tests.export_parts import write_checkpoint
 
@@ -78,6 +84,39 @@ def test_questions_of_a_file_keep_their_ids_and_fields(
     assert lines[0]["meta"] == {"label": "nobody"} and "meta" not in lines[1]
     assert lines[1]["images"] == [str(faces / "1.png"), str(faces / "more" / "0.JPG")] and lines[2]["images"] == []
     assert not any("error" in line for line in lines)
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """What torchrun sets for each of ``count`` processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_two_processes(checkpoint: Path, tmp_path: Path) -> None:
+    faces, out, whole = tmp_path / "faces", tmp_path / "p.jsonl", tmp_path / "whole.jsonl"
+    draw_pictures(faces, 16)
+    options = "--question who? --temperature 2 --seed 3 --batch-size 1 --max-new-tokens 60 --out"
+    shared = [sys.executable, "-m", "minigpt4", "predict", "--ckpt", str(checkpoint), "--images", str(faces)]
+    command = [*shared, *options.split(), str(out)]
+    first, part = subprocess.Popen(command, cwd=REPOSITORY), tmp_path / "p.jsonl.rank0"
+    while first.poll() is None and not (part.exists() and part.stat().st_size):
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    assert not out.exists() and part.read_text().count("\n") % 4 == 0  # batches of 1, windows of 4
+    ranks = [subprocess.Popen(command, cwd=REPOSITORY, env=one) for one in environments(2)]
+    try:
+        assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert sorted(path.name for path in tmp_path.glob("p.jsonl*")) == ["p.jsonl", "p.jsonl.run.json"]
+    subprocess.run([*command[:-1], str(whole)], cwd=REPOSITORY, check=True)
+    assert out.read_text() == whole.read_text()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def refer_questions(block: Block, split: str) -> list[Question]:
         stem = str(record["img_id"])[:_STEM]
         image = first_existing(folder, f"{stem}.jpg", f"{stem.rpartition('_')[2]}.jpg")
         x, y, width, height = map(float, record["bbox"])
-        meta = {
+        meta: dict[str, Any] = {
             "img_id": str(record["img_id"]),
             "sents": str(record["sents"]),
             "bbox": [x, y, width, height],
