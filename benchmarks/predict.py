@@ -27,7 +27,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 GATE, MOONSHOT = 4.0, 8.0
 BATCHES = (16, 32)
 TEXTS = ("Who is this?", "What is the emotion of the person in the photo?", "Is he happy, or is he sad?")
@@ -67,8 +67,8 @@ def tiny() -> Any:
 
 def mid_size(folder: Path) -> Any:
     """An assistant around the model of the training benchmark."""
-    from train_step import build_language_model
-    from train_step_worker import build_model
+    from benchmarks.train_step import build_language_model
+    from benchmarks.train_step_worker import build_model
 
     from minigpt4.chat.loading import Assistant
     from minigpt4.common.schema import ProcessorConfig

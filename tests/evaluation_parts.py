@@ -87,7 +87,7 @@ def on_ranks(count: int, work: Callable[[DistContext], Any]) -> list[Any]:
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(ThreadContext(rank, count, 0, CPU, exchange))
+            results[rank] = work(ThreadContext(rank, count, 0, CPU, exchange=exchange))
         except Exception as error:  # handed to the test
             results[rank] = error
 
