@@ -69,7 +69,6 @@ def mid_size(folder: Path) -> Any:
     """An assistant around the model of the training benchmark."""
     from benchmarks.train_step import build_language_model
     from benchmarks.train_step_worker import build_model
-
     from minigpt4.chat.loading import Assistant
     from minigpt4.common.schema import ProcessorConfig
     from minigpt4.processors.base import ImageSpec, make_image_processor, make_text_processor

@@ -92,10 +92,10 @@ class ChatSession:
         return self._answer(turn, prompt, self.assistant.stopping(options), stopped or threading.Event())
 
     @staticmethod
-    def first_prompt(assistant: Assistant, question: str, num_images: int = 1) -> Encoded:
-        """Ids of the first question about its images, as a conversation would send it. Raises DataError."""
+    def first_prompt(assistant: Assistant, question: str) -> Encoded:
+        """Ids of the first question about one image, as a conversation would send it."""
         session = ChatSession(assistant)
-        return session._encoded([], session._turn_text(question, num_images))
+        return session._encoded([], session._turn_text(question, num_images=1))
 
     def _answer(self, turn: str, prompt: Encoded, options: GenerateOptions, stopped: threading.Event) -> Generator[str]:
         model = self.assistant.model

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from minigpt4.chat.loading import Assistant
-from minigpt4.chat.session import ChatSession, open_image
+from minigpt4.chat.prompts import encode_conversation, turn_text
+from minigpt4.chat.session import open_image
 from minigpt4.common.bar import progress
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import ConfigError, DataError
@@ -113,7 +114,8 @@ def prompt_of(assistant: Assistant, question: Question, max_new_tokens: int) -> 
             raise DataError(f"{len(question.images)} pictures for {question.prompt.count(IMAGE_TAG)} {IMAGE_TAG}")
         prompt = assistant.model.encoder.encode_text(question.prompt)
     else:
-        prompt = ChatSession.first_prompt(assistant, question.prompt, len(question.images))
+        turn = turn_text(assistant, [*[None] * len(question.images), question.prompt])
+        prompt = encode_conversation(assistant, [], turn)
     window = assistant.model.context_window
     if window is not None and len(prompt.ids) + max_new_tokens > window:
         taken = f"the question takes {len(prompt.ids)} positions, an answer up to {max_new_tokens} (max_new_tokens)"
