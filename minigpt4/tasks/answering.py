@@ -43,8 +43,11 @@ def answer_prompts(
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        own = [] if seeds is None else [[seeds[i] for i in chosen]]
-        texts = model.generate([prompts[i] for i in chosen], images_of(chosen), options, *own)
+        asked, images = [prompts[i] for i in chosen], images_of(chosen)
+        if seeds is None:
+            texts = model.generate(asked, images, options)
+        else:
+            texts = model.generate(asked, images, options, seeds=[seeds[i] for i in chosen])
         for i, answer in zip(chosen, texts, strict=True):
             answers[i] = answer
         advance(len(chosen))
