@@ -41,7 +41,7 @@ quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 bench: install ## every benchmark in its quick form: ratios of two programs in one run; JSON and charts in output/bench
 	mkdir -p output/bench
 	for name in train_step wastes memory_growth packing feature_cache data_loading data_growth data_wait ddp_scaling \
-	  doctor chat serve "gpu_real_size --size tiny --only reference ours"; do \
+	  doctor chat serve predict "gpu_real_size --size tiny --only reference ours"; do \
 	  set -- $$name; echo "== $$1"; \
 	  $(BIN)/python benchmarks/$$1.py "$${@:2}" --quick --json output/bench/$$1.json; \
 	done

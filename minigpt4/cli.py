@@ -1,4 +1,4 @@
-"""Command line: ``minigpt4 train | chat | serve | ls | cp | export | plan | cache | env``. Heavy imports are late."""
+"""Command line: ``minigpt4 train | chat | serve | predict | ls | cp | export | ...``. Heavy imports are late."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 TOOLS = {
+    "predict": ("minigpt4.tools.predict", "answer questions about many pictures, into a JSON lines file"),
     "ls": ("minigpt4.tools.listing", "list the names that a YAML file may use"),
     "cp": ("minigpt4.tools.copying", "copy a shipped YAML file or the card of a data set, to edit"),
     "doctor": ("minigpt4.tools.doctor.command", "look at all data of a YAML file before training"),

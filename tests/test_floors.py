@@ -20,6 +20,8 @@ FLOORS = {
     "minigpt4.chat": 3,
     "minigpt4.chat.command_line": 5,  # a program: parses, loads the catalog, runs
     "minigpt4.runners": 4,
+    "minigpt4.evaluation": 4,
+    "minigpt4.evaluation.command_line": 5,
     "minigpt4.tools": 5,
     "minigpt4.report": 5,
     "minigpt4.web": 5,

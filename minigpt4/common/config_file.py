@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 DATA_PATH_KEYS = ("ann_path", "image_path", "storage", "data_dir")
 """Keys of ``build_info``, at any depth, whose values are files or directories."""
-_PLACEHOLDER = re.compile(r"path/to|<[^<>]*>|please set|(?:^|[^a-z])your(?:$|[^a-z])", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"path/to|<[^<>]*>|please set|(?:^|[^a-z])your(?:$|[^a-z])", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REMOTE = re.compile(r"[a-z0-9+]+://|pipe:")
 
@@ -137,14 +137,14 @@ class ConfigFile:
 
     def is_placeholder(self, key: str, value: str) -> bool:
         """True, after a complaint, for text that an example file leaves for the user to replace."""
-        if not _PLACEHOLDER.search(value):
+        if not PLACEHOLDER.search(value):
             return False
         self.complain(key, f"found the placeholder '{value}'; give a path that exists")
         return True
 
     def _in_weights_folder(self, key: str, value: str) -> Path | None:
         folder = os.environ.get("MINIGPT4_WEIGHTS", "")
-        if not folder or find_existing(value, self.roots) is not None or _PLACEHOLDER.search(value):
+        if not folder or find_existing(value, self.roots) is not None or PLACEHOLDER.search(value):
             return None
         found = find_existing(Path(value).name, [Path(folder)])
         if found is not None:

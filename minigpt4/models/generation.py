@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import ConfigError
@@ -25,6 +25,7 @@ from minigpt4.models.base_model import BaseModel
 from minigpt4.models.decoding import MODES, Decoding
 from minigpt4.models.prompt_cache import PromptCache, growing_cache, keeps_positions
 from minigpt4.models.row_answers import Answer, EndRows, Rows
+from minigpt4.models.row_sampling import RowSampling
 
 # The penalty sees generated ids alone, as in MiniGPT-4; transformers says so at every answer.
 warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
@@ -100,18 +101,26 @@ class GenerationMixin(BaseModel):
         images: Tensor,
         options: GenerateOptions,
         stopped: threading.Event | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[str]:
         """Answers of ``prompts``. images: [N, 3, S, S] pixels or [N, P, C'] features of all prompts, in order.
 
         A picture that several prompts show is encoded once, and so is a start that all prompts share. Setting
-        ``stopped`` from another thread ends the answers where they are.
+        ``stopped`` from another thread ends the answers where they are. seeds: one per prompt; a sampled answer then
+        depends on its seed alone, not on the batch. Not with beams.
         """
         if not prompts:
             return []
         options = self._with_ends(options)
         embeddings, mask, held = self._begun(prompts, images, options)
         watch = None if stopped is None else _StopOnRequest(stopped.is_set)
-        rows = self._run(embeddings, mask, options, held=held, watch=watch).tolist()  # [B, new]
+        draw = None
+        if seeds is not None and options.do_sample:
+            assert options.num_beams == 1, "beams are not sampled row by row"
+            limits = (options.temperature, options.top_k, options.top_p)
+            draw = RowSampling(seeds, options.max_new_tokens, *limits, self.device)
+            options = replace(options, do_sample=False)
+        rows = self._run(embeddings, mask, options, held=held, watch=watch, draw=draw).tolist()  # [B, new]
         ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
         return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
 
@@ -253,10 +262,11 @@ class GenerationMixin(BaseModel):
         streamer: _TextStreamer | None = None,
         held: Any = None,
         watch: StoppingCriteria | None = None,
+        draw: RowSampling | None = None,
     ) -> Tensor:
         """embeddings [B, T, D], of which ``held`` keeps the first positions' keys and values -> new ids [B, new].
 
-        ``watch`` may end rows besides the options.
+        ``watch`` may end rows besides the options; ``draw`` chooses the words of each.
         """
         lm, decoding = self._lm, self._decoding
         arguments = _arguments(options, self.encoder.tokenizer)
@@ -265,6 +275,8 @@ class GenerationMixin(BaseModel):
             criteria.append(_StopOnText(self.encoder.tokenizer, options.stop))
         if watch is not None:
             criteria.append(watch)
+        if draw is not None:
+            arguments["logits_processor"] = LogitsProcessorList([draw])
         mode, used = decoding.choose(options.decoding, lm, options.num_beams), held
         if mode != "dynamic":
             used = decoding.load(lm, held, len(embeddings), embeddings.shape[1] + options.max_new_tokens)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minigpt4.common.bar import progress
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import DataError
-from minigpt4.common.logger import console
 from minigpt4.datasets.cached_pictures import Picture
 from minigpt4.datasets.feature_cache import Features, MemoryFeatures, PictureNames
 from minigpt4.datasets.pictures import content_key, encoded
@@ -24,11 +21,7 @@ from minigpt4.models.base_model import BaseModel
 from minigpt4.models.frozen_vision import frozen_features
 from minigpt4.runners import job
 
-log = logging.getLogger(__name__)
-
 BATCH = 16
-_LINE_S = 20.0
-"""Seconds between two lines of progress where no bar can be shown."""
 
 
 @dataclass
@@ -109,7 +102,7 @@ class Filling:
             for store in self.stores.values():
                 stack.callback(store.close)
             stack.callback(self.names.close)
-            advance = stack.enter_context(_progress(len(missing), dist.is_main))
+            advance = stack.enter_context(progress("vision features", "pictures", len(missing), dist.is_main))
             rounds = iter(loader)
             for number in range(num_rounds):
                 made = self._computed(next(rounds)) if number < len(batches) else _Made()
@@ -146,35 +139,3 @@ class Filling:
                 self.stores[name].add(key, row)
         for number, key in made.contents.items():
             self.names.put(self.pictures[number].key, key)
-
-
-class _Advance:
-    """Tells how far a fill is: pictures, rate, time left."""
-
-    def __init__(self, total: int, bar: Progress | None, is_told: bool) -> None:
-        self._total, self._bar, self._is_told = total, bar, is_told
-        self._begun = self._said = time.monotonic()
-        if bar is not None:
-            bar.add_task("vision features", total=total, numbers="")
-
-    def __call__(self, done: int) -> None:
-        """``done`` of the pictures, all ranks together."""
-        now = time.monotonic()
-        rate = done / max(now - self._begun, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self._total - done) / rate))
-        numbers = f"{done:,} of {self._total:,} pictures  {rate:.1f} pictures/s  eta {left}"
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, numbers=numbers)
-        elif self._is_told and (now - self._said > _LINE_S or done == self._total):
-            self._said = now
-            log.info("vision features: %s", numbers)
-
-
-@contextlib.contextmanager
-def _progress(total: int, is_told: bool) -> Iterator[_Advance]:
-    if not (is_told and console.is_terminal):
-        yield _Advance(total, None, is_told)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn())
-    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=console) as bar:
-        yield _Advance(total, bar, True)

@@ -32,17 +32,22 @@ def answer_prompts(
     options: GenerateOptions,
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
+    seeds: Sequence[int] | None = None,
 ) -> list[str]:
     """Answers in the order of ``prompts``.
 
     images_of: numbers of prompts -> their pictures [N, 3, S, S] or features [N, P, C'], in that order. ``advance`` is
-    told how many were answered.
+    told how many were answered. seeds: one per prompt, see ``GenerationMixin.generate``.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        texts = model.generate([prompts[i] for i in chosen], images_of(chosen), options)
+        asked, images = [prompts[i] for i in chosen], images_of(chosen)
+        if seeds is None:
+            texts = model.generate(asked, images, options)
+        else:
+            texts = model.generate(asked, images, options, seeds=[seeds[i] for i in chosen])
         for i, answer in zip(chosen, texts, strict=True):
             answers[i] = answer
         advance(len(chosen))
