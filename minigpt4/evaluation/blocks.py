@@ -15,8 +15,10 @@ from minigpt4.common.types import IMAGE_PROMPT
 from minigpt4.common.yaml_source import REPOSITORY_ROOT, find_existing
 from minigpt4.conversation.templates import TEMPLATES
 from minigpt4.datasets.sources import read_sources
+from minigpt4.evaluation.questions import Question
 
 T = TypeVar("T")
+PROMPTS = ("published", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -30,10 +32,21 @@ class Block:
     img_path: str = ""  # folder of the pictures
     max_new_tokens: int = 20  # longest answer
     batch_size: int = 10  # questions at once
+    prompt: str = "published"  # how questions are written: published (two BOS, as scores were measured), or chat
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            hint = nearest(self.prompt, PROMPTS)
+            raise self.complain("prompt", f"found '{self.prompt}'{hint}, allowed: {', '.join(PROMPTS)}")
 
     def complain(self, key: str, message: str) -> ConfigError:
         """An error that names the file and the key."""
         return ConfigError(f"{self.origin}: evaluation_datasets.{self.name}.{key}: {message}")
+
+    def question(self, number: object, image: str, text: str, **meta: Any) -> Question:
+        """One question about one picture, written as ``prompt`` says: by the published scripts, or as in a chat."""
+        is_published = self.prompt == "published"
+        return Question(str(number), (image,), published_prompt(text) if is_published else text, meta, is_published)
 
     def annotations(self, *names: str) -> Path:
         """The annotation file: ``eval_file_path`` itself, or the first of ``names`` that is below it.
@@ -96,7 +109,7 @@ def read_block(name: str, content: Mapping[str, Mapping[str, Any]], origin: Path
             )
         values[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
         if type(values[key]) is not allowed[key] or (allowed[key] is int and value < 1):
-            wanted = "a whole number >= 1" if allowed[key] is int else "a path"
+            wanted = "a whole number >= 1" if allowed[key] is int else "text"
             raise ConfigError(f"{origin}: evaluation_datasets.{name}.{key}: found {value!r}, expected {wanted}")
     return Block(name, origin, **values)
 

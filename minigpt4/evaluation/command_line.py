@@ -42,10 +42,17 @@ def eval_ref(argv: Sequence[str]) -> int:
         action="store_true",
         help="ask again as the published script did: greedy, the phrase written as a Python list",
     )
+    parser.add_argument("--split", default="", metavar="A,B", help="val, testA, testB or test (default: all of a set)")
     given = parser.parse_args(argv)
+    wanted = [name.strip() for name in given.split.split(",") if name.strip()]
 
     def jobs(block: Block) -> list[Job]:
         from minigpt4.evaluation.refer import SPLITS, Retries, evaluate_refer, refer_questions
+
+        known = list(SPLITS[block.name])
+        for split in wanted:
+            if split not in known:
+                raise ConfigError(f"--split: '{split}' is none of {block.name}'s: {', '.join(known)}")
 
         retries = Retries(given.resample or given.legacy_resample, given.legacy_resample)
 
@@ -59,7 +66,7 @@ def eval_ref(argv: Sequence[str]) -> int:
                 ),
             )
 
-        return [job(split) for split in SPLITS[block.name]]
+        return [job(split) for split in wanted or known]
 
     return _evaluate(given, REFER, jobs)
 

@@ -58,7 +58,7 @@ def refer_questions(block: Block, split: str) -> list[Question]:
             "bbox": [x, y, width, height],
             "size": [int(record["width"]), int(record["height"])],
         }
-        return Question(str(number), (image,), _prompt(meta["sents"]), meta, is_rendered=True)
+        return block.question(number, image, _asked(meta["sents"]), **meta)
 
     questions = read_each(path, ("img_id", "sents", "bbox", "height", "width"), question)
     block.check_pictures([question.images[0] for question in questions])
@@ -132,8 +132,8 @@ def _is_right(text: str, meta: Mapping[str, Any], resolution: float) -> bool:
     return is_located(text, meta["bbox"], (width, height), resolution)
 
 
-def _prompt(phrase: str) -> str:
-    return published_prompt(f"[refer] give me the location of {phrase}")
+def _asked(phrase: str) -> str:
+    return f"[refer] give me the location of {phrase}"
 
 
 def _again(question: Question, round_number: int, retries: Retries) -> Question:
@@ -142,7 +142,8 @@ def _again(question: Question, round_number: int, retries: Retries) -> Question:
     phrase: object = question.meta["sents"]
     for _ in range(round_number + 1):
         phrase = [phrase]
-    return replace(question, prompt=_prompt(str(phrase)))
+    text = _asked(str(phrase))
+    return replace(question, prompt=published_prompt(text) if question.is_rendered else text)
 
 
 def _decoding(options: GenerateOptions, round_number: int, retries: Retries) -> GenerateOptions:

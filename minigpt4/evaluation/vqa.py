@@ -12,7 +12,7 @@ from minigpt4.chat.loading import Assistant
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import DataError
 from minigpt4.common.files import open_atomically
-from minigpt4.evaluation.blocks import Block, first_existing, published_prompt, read_each
+from minigpt4.evaluation.blocks import Block, first_existing, read_each
 from minigpt4.evaluation.engine import AnswerOptions, answer_all
 from minigpt4.evaluation.ledger import on_main
 from minigpt4.evaluation.questions import Answer, Question
@@ -102,10 +102,6 @@ def plain_answer(text: str) -> str:
     return text.replace("<unk>", "").strip()
 
 
-def _asked(number: object, image: str, text: str, **meta: Any) -> Question:
-    return Question(str(number), (image,), published_prompt(text), meta, is_rendered=True)
-
-
 def _read_okvqa(block: Block) -> list[Question]:
     path, folder = block.annotations("okvqa_test_split.json"), block.pictures()
     block.annotations(_OKVQA_ANNOTATIONS)  # told now, not after the answers
@@ -114,7 +110,7 @@ def _read_okvqa(block: Block) -> list[Question]:
         stem = f"{int(record['image_id']):012d}.jpg"
         image = first_existing(folder, stem, f"COCO_val2014_{stem}")
         number = int(record["question_id"])
-        return _asked(number, image, _SHORT.format(record["question"]), question_id=number)
+        return block.question(number, image, _SHORT.format(record["question"]), question_id=number)
 
     return read_each(path, ("image_id", "question", "question_id"), question)
 
@@ -141,7 +137,7 @@ def _read_vizwiz(block: Block) -> list[Question]:
     def question(number: int, record: dict[str, Any]) -> Question:
         answers = [str(answer["answer"]) for answer in record["answers"]]
         image = str(folder / str(record["image"]))
-        return _asked(number, image, _VIZWIZ.format(record["question"]), answers=answers)
+        return block.question(number, image, _VIZWIZ.format(record["question"]), answers=answers)
 
     return read_each(path, ("image", "question", "answers"), question)
 
@@ -161,7 +157,7 @@ def _read_iconvqa(block: Block) -> list[Question]:
             raise ValueError(f"answer {answer!r} is no index of choices {choices!r}")
         image = str(folder / str(record["image_id"]) / "image.png")
         text = _SHORT.format(record["question"])
-        return _asked(number, image, text, choices=[str(choice) for choice in choices], answer=answer)
+        return block.question(number, image, text, choices=[str(choice) for choice in choices], answer=answer)
 
     return read_each(path, ("image_id", "question", "choices", "answer"), question)
 
@@ -171,7 +167,7 @@ def _read_gqa(block: Block) -> list[Question]:
 
     def question(number: int, record: dict[str, Any]) -> Question:
         image = str(folder / str(record["image"]))
-        return _asked(number, image, _SHORT.format(record["question"]), label=str(record["answer"]))
+        return block.question(number, image, _SHORT.format(record["question"]), label=str(record["answer"]))
 
     return read_each(path, ("image", "question", "answer"), question)
 
@@ -185,7 +181,7 @@ def _read_vsr(block: Block) -> list[Question]:
 
     def question(number: int, record: dict[str, Any]) -> Question:
         label = "true" if int(record["label"]) == 1 else "false"
-        return _asked(number, str(folder / str(record["image"])), _VSR.format(record["caption"]), label=label)
+        return block.question(number, str(folder / str(record["image"])), _VSR.format(record["caption"]), label=label)
 
     if block.hub_id:
         return [question(number, dict(record)) for number, record in enumerate(_hub_records(block))]
@@ -214,7 +210,7 @@ def _read_hm(block: Block) -> list[Question]:
 
     def question(number: int, record: dict[str, Any]) -> Question:
         image, label = str(folder / str(record["img"])), int(record["label"])
-        return _asked(number, image, _HATEFUL.format(record["text"]), label=label)
+        return block.question(number, image, _HATEFUL.format(record["text"]), label=label)
 
     return read_each(path, ("img", "text", "label"), question)
 
