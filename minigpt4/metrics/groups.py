@@ -6,8 +6,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigpt4.metrics.intervals import RESAMPLES, SEED, Interval, Numbers, bootstrap, mean_interval, share_interval
+
+Places = NDArray[np.int64]
+"""Number of each sample's group."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def compare_groups(
         return GroupScores(groups, small)
     kept = [i for i, member in enumerate(members) if member in groups]
     numbers = np.asarray([values[i] for i in kept], dtype=np.float64)
-    place = np.asarray([large.index(members[i]) for i in kept])
+    place = np.asarray([large.index(members[i]) for i in kept], dtype=np.int64)
     units = [pictures[i] for i in kept]
     return GroupScores(
         groups, small, _gap_interval(numbers, place, units, len(large)), _chance(numbers, place, units, len(large))
@@ -60,7 +64,7 @@ def _interval(values: Sequence[float], pictures: Sequence[Hashable]) -> Interval
     return mean_interval(values, pictures)
 
 
-def _gap_interval(values: Numbers, place: Numbers, units: Sequence[Hashable], count: int) -> Interval:
+def _gap_interval(values: Numbers, place: Places, units: Sequence[Hashable], count: int) -> Interval:
     is_in = np.eye(count)[place]  # [N, G]
 
     def statistic(weights: Numbers) -> Numbers:
@@ -72,7 +76,7 @@ def _gap_interval(values: Numbers, place: Numbers, units: Sequence[Hashable], co
     return bootstrap(statistic, len(values), units)
 
 
-def _chance(values: Numbers, place: Numbers, units: Sequence[Hashable], count: int) -> float:
+def _chance(values: Numbers, place: Places, units: Sequence[Hashable], count: int) -> float:
     """The group is shuffled over (picture, group) pairs, so that what belongs together stays together."""
     numbers: dict[Hashable, int] = {}
     unit = np.asarray([numbers.setdefault(key, len(numbers)) for key in zip(units, place.tolist(), strict=True)])
@@ -80,7 +84,7 @@ def _chance(values: Numbers, place: Numbers, units: Sequence[Hashable], count: i
     group_of = np.zeros(len(numbers), dtype=np.int64)
     group_of[unit] = place
 
-    def gap(groups: Numbers) -> float:
+    def gap(groups: Places) -> float:
         means = np.bincount(groups, sums, count) / np.maximum(np.bincount(groups, sizes, count), 1)
         return float(means.max() - means.min())
 

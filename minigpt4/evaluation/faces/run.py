@@ -15,6 +15,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,9 @@ class FaceEvaluation:
             rows = asked.rows(assistant, dist)
             blank = asked.blank_rows(assistant, dist) if self.wishes.with_blank else []
             results["modes"][mode] = self._scores(rows, blank)
-            on_main(dist, lambda mode=mode, rows=rows: write_rows(self.out / f"predictions.{mode}.jsonl", rows))
-        on_main(
-            dist, lambda: write_atomically(self.out / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        )
+            on_main(dist, partial(write_rows, self.out / f"predictions.{mode}.jsonl", rows))
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        on_main(dist, partial(write_atomically, self.out / RESULTS, text))
         return results
 
     def _prepare(self) -> None:
@@ -116,7 +116,8 @@ class FaceEvaluation:
             Image.new("RGB", (64, 64), _GREY).save(grey)
 
     def _scores(self, rows: Sequence[Row], blank: Sequence[Row]) -> dict[str, Any]:
-        sections, slices = {}, {}
+        sections: dict[str, Any] = {}
+        slices: dict[str, Any] = {}
         for name in dict.fromkeys(row.case.section for row in rows):
             own = [row for row in rows if row.case.section == name]
             sections[name] = section_scores(own, [row for row in blank if row.case.section == name])

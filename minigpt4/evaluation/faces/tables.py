@@ -13,6 +13,7 @@ from minigpt4.evaluation.faces.compare import Difference
 from minigpt4.evaluation.faces.run import section_modes
 
 _NONE = "-"
+_WIDE = 120
 NOTE = (
     "Percent, with 95 % intervals. Answers without exactly one label are wrong. blank: the same model, a grey picture."
 )
@@ -21,9 +22,8 @@ NOTE = (
 def show_results(results: Mapping[str, Any], console: Console) -> None:
     """One table of closed questions, one of texts, one of groups; only those that have rows."""
     rows = section_modes(results)
-    closed = _table(
-        "section", "mode", "n", "accuracy", "balanced", "macro F1", "invalid", "refused", "majority", "blank"
-    )
+    titles = ("n", "accuracy", "balanced", "F1", "invalid", "refused", "majority", "blank")
+    closed = _table("section", "mode", *titles, texts=2)
     text = _table("section", "n", "ROUGE-L", "blank", "attributes named", "blank", "refused")
     for mode, name, scores in rows:
         if scores.get("kind") == "text":
@@ -32,7 +32,7 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
             _add_closed(closed, mode, name, scores)
     for table in (closed, text, _groups(results)):
         if table.row_count:
-            console.print(table)
+            _print(table, console)
     if errors := sum(scores["errors"] for _, _, scores in rows):
         console.print(f"{errors} questions have no answer and are in no score: see 'error' in the predictions")
     for note in results["notes"]:
@@ -48,13 +48,18 @@ def show_differences(mode: str, found: Sequence[Difference], console: Console) -
         shown = f"{100 * item.found.value:+.1f} ({100 * item.found.low:+.1f} to {100 * item.found.high:+.1f}){star}"
         table.add_row(item.section, item.score.replace("_", " "), f"{item.n:,}", shown)
     table.title = f"against the other run, {mode}; * = more than chance at 95 %"
-    console.print(table)
+    _print(table, console)
+
+
+def _print(table: Table, console: Console) -> None:
+    """A table that is not folded where no terminal sets the width."""
+    console.print(table, width=console.width if console.is_terminal else max(console.width, _WIDE), crop=False)
 
 
 def _table(*titles: str, texts: int = 1) -> Table:
     table = Table(box=box.SIMPLE)
     for number, title in enumerate(titles):
-        table.add_column(title, justify="left" if number < texts else "right")
+        table.add_column(title, justify="left" if number < texts else "right", no_wrap=number >= texts)
     return table
 
 

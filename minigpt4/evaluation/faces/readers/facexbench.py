@@ -29,7 +29,9 @@ def facexbench(source: Source) -> FaceSet:
     for path, content in contents.items():
         if content["sub-category"] not in chosen:
             continue
-        meta = {key: str(content[key]) for key in ("category", "num_images", "dataset") if key in content}
+        meta: dict[str, str] = {
+            key: str(content[key]) for key in ("category", "num_images", "dataset") if key in content
+        }
         for number, question in content["questions"].items():
             cases.append(_case(question, path, str(number), str(content["sub-category"]), meta))
     return FaceSet("facexbench", tuple(cases))
