@@ -54,6 +54,8 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
 
 def rouge_l_each(answers: Sequence[str], references: Sequence[str]) -> list[float]:
     """ROUGE-L F-measure of every answer (Lin 2004, torchmetrics), 0 to 1."""
+    if not answers:
+        return []
     try:
         from torchmetrics.functional.text import rouge_score
     except ImportError as error:

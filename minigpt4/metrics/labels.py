@@ -184,5 +184,5 @@ def _normal(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Words with single spaces between them; underscores and dashes between letters are spaces."""
-    return " ".join(re.sub(r"(?<=[^\W\d])[_-](?=[^\W\d])|_", " ", text).split())
+    """Words with single spaces between them; underscores and dashes are spaces."""
+    return re.sub(r"[\s_-]+", " ", text).strip()

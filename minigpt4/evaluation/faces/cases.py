@@ -39,6 +39,11 @@ class Case:
         return self.options or (self.labels.labels if self.labels is not None else ())
 
     @property
+    def kind(self) -> str:
+        """What sort of answer is asked for: label, choice or text."""
+        return "choice" if self.options else "text" if self.labels is None else "label"
+
+    @property
     def target(self) -> int | None:
         """Number of the reference among ``names``."""
         return self.names.index(self.reference) if self.names else None

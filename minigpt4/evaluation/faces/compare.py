@@ -75,6 +75,7 @@ def _closed(section: str, pairs: Sequence[Pair], pictures: Sequence[str]) -> lis
             table.paired_score_difference(score, references, (given[0], given[1]), len(names), pictures),
         )
         for name, score in _LABEL_SCORES.items()
+        if name == "accuracy" or pairs[0][1]["extracted"]["kind"] == "label"  # texts of options are no classes
     ]
 
 

@@ -77,7 +77,8 @@ class Row:
             "section": case.section,
         }
         line |= {} if self.is_right is None else {"correct": self.is_right}
-        line["extracted"] = {"status": self.status, "label": None if self.label is None else case.names[self.label]}
+        label = None if self.label is None else case.names[self.label]
+        line["extracted"] = {"kind": case.kind, "status": self.status, "label": label}
         line |= {"scores": dict(self.scores)} if self.scores else {}
         if self.likelihoods:
             line["likelihoods"] = dict(zip(case.names, self.likelihoods, strict=True))
@@ -143,7 +144,7 @@ def _closed_scores(rows: Sequence[Row], grey: Sequence[Row]) -> dict[str, Any]:
     pictures = [row.case.picture for row in rows]
     counts = table.count_table(references, given, len(labels))
     status = Counter(row.status for row in rows)
-    result: dict[str, Any] = {"kind": "choice" if first.options else "label"}
+    result: dict[str, Any] = {"kind": first.kind}
     for name, score in _INTERVALS.items():
         if name == "accuracy" or not first.options:  # the letters of options mean nothing
             result[name] = _interval(table.table_interval(score, references, given, len(labels), pictures))

@@ -34,7 +34,7 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
         if table.row_count:
             _print(table, console)
     if errors := sum(scores["errors"] for _, _, scores in rows):
-        console.print(f"{errors} questions have no answer and are in no score: see 'error' in the predictions")
+        console.print(f"questions without an answer, in no score: {errors} (see 'error' in the predictions)")
     for note in results["notes"]:
         console.print(f"note: {note}", highlight=False)
     console.print(NOTE, highlight=False)

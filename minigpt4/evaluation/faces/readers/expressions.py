@@ -52,7 +52,7 @@ def _affectnet(source: Source, name: str, labels: LabelSet) -> FaceSet:
             continue
         image = existing(folder / "images" / f"{number}.jpg", str(path))
         cases.append(label_case(number, image, QUESTION, labels, official(labels, expression, str(path)), {}))
-    notes = (f"{others} pictures of other expressions left out",) if others else ()
+    notes = (f"pictures of other expressions, left out: {others}",) if others else ()
     return FaceSet(name, tuple(cases), notes=notes)
 
 
@@ -74,8 +74,9 @@ def rafdb(source: Source) -> FaceSet:
             raise DataError(f"{where}: found '{line.strip()}', expected a picture and a label from 1 to 7")
         if name.startswith(split):
             stem, _, suffix = name.rpartition(".")
+            emotion = official(RAF_DB, int(label) - 1, where)
             image = existing(folder / f"{stem}{ending}.{suffix}", where)
-            cases.append(label_case(stem, image, QUESTION, RAF_DB, official(RAF_DB, int(label) - 1, where), {}))
+            cases.append(label_case(stem, image, QUESTION, RAF_DB, emotion, {}))
     return _non_empty(FaceSet("rafdb", tuple(cases)), path)
 
 
@@ -120,7 +121,7 @@ def ferplus(source: Source) -> FaceSet:
         else:
             raise DataError(f"{where}: '{table}' has no row of this number")
         cases.append(label_case(f"fer{number:07d}", image, QUESTION, FERPLUS, FERPLUS.labels[best], {}))
-    notes = (f"{undecided} pictures without an emotion that has more than half of the votes left out",)
+    notes = (f"pictures without an emotion that has more than half of the votes, left out: {undecided}",)
     return _non_empty(FaceSet("ferplus", tuple(cases), notes=notes if undecided else ()), path)
 
 

@@ -180,6 +180,6 @@ def _section_cases(name: str, cases: Sequence[Case]) -> tuple[list[Case], list[s
         usable = [(case, number) for case, number in zip(cases, numbers, strict=True) if number is not None]
         if len(usable) >= _USABLE * len(cases):
             left = len(cases) - len(usable)
-            notes = [f"{name}: {left} references give no single label of '{labels.name}', left out"] if left else []
+            notes = [f"{name}: references without a single label of '{labels.name}', left out: {left}"] if left else []
             return [replace(case, labels=labels, reference=labels.labels[number]) for case, number in usable], notes
     return list(cases), []

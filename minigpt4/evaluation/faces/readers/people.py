@@ -107,7 +107,7 @@ def utkface(source: Source) -> FaceSet:
     if not cases:
         told = f"the first of {len(names)} pictures is '{names[0]}'" if names else "it holds no .jpg files"
         raise DataError(f"'{folder}': no picture is named AGE_GENDER_RACE_DATE.jpg; {told}")
-    notes = (f"{len(wrong)} file names without age, gender and race left out: {', '.join(wrong[:5])}",)
+    notes = (f"file names without age, gender and race, left out: {len(wrong)} ({', '.join(wrong[:5])})",)
     return FaceSet("utkface", tuple(cases), slices=tuple(QUESTIONS), notes=notes if wrong else ())
 
 
