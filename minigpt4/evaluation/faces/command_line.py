@@ -36,7 +36,7 @@ def eval_faces(argv: Sequence[str]) -> int:
 
     from minigpt4.evaluation.faces.run import FaceEvaluation
 
-    with _started() as context:
+    with _started(given.plugins) as context:
         wishes, options = _wishes(given), _options(given)
         identity = _identity(given)
         faces = _read(given, context)
@@ -139,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--min-group", type=int, default=20, metavar="N", help="smaller groups are listed, not compared (default 20)")
     add("--compare", metavar="DIR", help="--out of another model on the same data: differences, question by question")
     add("--out", required=True, metavar="DIR", help="folder for scores and answers")
+    add("--plugins", nargs="+", default=[], metavar="MODULE", help="your modules, which may register a face_set")
     add("--no-blank", action="store_true", help="leave out the baseline of a grey picture")
     add("--max-new-tokens", type=int, default=60, metavar="N", help="longest answer (default 60; texts need more)")
     add("--seed", type=int, default=0, metavar="N", help="of --limit and of the orders of answers (default 0)")
@@ -185,14 +186,14 @@ def _loaded(given: argparse.Namespace, context: DistContext) -> Assistant:
 
 
 @contextlib.contextmanager
-def _started() -> Iterator[DistContext]:
+def _started(plugins: Sequence[str] = ()) -> Iterator[DistContext]:
     """Names registered, ranks joined, logs on."""
     from minigpt4 import catalog
     from minigpt4.common import dist
     from minigpt4.common.logger import setup_logging
     from minigpt4.common.schema import RunConfig
 
-    catalog.load()
+    catalog.load(plugins)
     context = dist.init(RunConfig())
     try:
         setup_logging(context.is_main)
@@ -243,6 +244,7 @@ def validate_emotions(argv: Sequence[str]) -> int:
     truth = consistency.read_truth(
         Path(given.ground_truth), folder, given.num_images, given.seed, given.published_score
     )
+    questions = consistency.fifty_questions(folder, list(truth))
     categorise = (
         consistency.by_embedding(consistency.sentence_encoder()) if given.published_score else consistency.by_words
     )
@@ -260,7 +262,6 @@ def validate_emotions(argv: Sequence[str]) -> int:
             print("\n".join([*consistency.summary(scores), f"{out}: one line per picture"]))
         return 0 if scores else 1
 
-    questions = consistency.fifty_questions(folder, list(truth))
     return _with_model(given, options, (kept, questions), work)
 
 

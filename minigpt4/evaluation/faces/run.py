@@ -113,7 +113,9 @@ class FaceEvaluation:
         self.out.mkdir(parents=True, exist_ok=True)
         grey = self.out / "blank.png"
         if not grey.is_file():
-            Image.new("RGB", (64, 64), _GREY).save(grey)
+            draft = grey.with_name(".blank.png")
+            Image.new("RGB", (64, 64), _GREY).save(draft)
+            draft.replace(grey)
 
     def _scores(self, rows: Sequence[Row], blank: Sequence[Row]) -> dict[str, Any]:
         sections: dict[str, Any] = {}

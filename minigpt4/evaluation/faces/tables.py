@@ -21,6 +21,7 @@ NOTE = (
 
 def show_results(results: Mapping[str, Any], console: Console) -> None:
     """One table of closed questions, one of texts, one of groups; only those that have rows."""
+    console = _unfolded(console)
     rows = section_modes(results)
     titles = ("n", "accuracy", "balanced", "F1", "invalid", "refused", "majority", "blank")
     closed = _table("section", "mode", *titles, texts=2)
@@ -32,7 +33,7 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
             _add_closed(closed, mode, name, scores)
     for table in (closed, text, _groups(results)):
         if table.row_count:
-            _print(table, console)
+            console.print(table)
     if errors := sum(scores["errors"] for _, _, scores in rows):
         console.print(f"questions without an answer, in no score: {errors} (see 'error' in the predictions)")
     for note in results["notes"]:
@@ -42,18 +43,19 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
 
 def show_differences(mode: str, found: Sequence[Difference], console: Console) -> None:
     """What changed against the other run; a star where the interval leaves out zero."""
+    console = _unfolded(console)
     table = _table("section", "score", "n", "difference, points", texts=2)
     for item in found:
         star = " *" if item.found.excludes_zero else ""
         shown = f"{100 * item.found.value:+.1f} ({100 * item.found.low:+.1f} to {100 * item.found.high:+.1f}){star}"
         table.add_row(item.section, item.score.replace("_", " "), f"{item.n:,}", shown)
     table.title = f"against the other run, {mode}; * = more than chance at 95 %"
-    _print(table, console)
+    console.print(table)
 
 
-def _print(table: Table, console: Console) -> None:
-    """A table that is not folded where no terminal sets the width."""
-    console.print(table, width=console.width if console.is_terminal else max(console.width, _WIDE), crop=False)
+def _unfolded(console: Console) -> Console:
+    """A console wide enough for the tables where no terminal sets the width."""
+    return console if console.is_terminal else Console(file=console.file, width=max(console.width, _WIDE))
 
 
 def _table(*titles: str, texts: int = 1) -> Table:

@@ -42,6 +42,10 @@ _CELEBA_WORDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "Young": ("look young", ("young",)),
 }
 """Attributes that 'Does the person have ...?' does not fit, and words that mean them."""
+_ONE_OF_A_KIND = (
+    "Big_Nose Double_Chin Goatee Mustache Oval_Face Pointy_Nose Receding_Hairline Wearing_Hat Wearing_Necklace "
+    "Wearing_Necktie"
+).split()
 _UTK_NAME = re.compile(r"^(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(?:\.chip)?(?:\.jpg)?$")
 _UTK_GENDER = ("Male", "Female")
 _FAIRFACE_COLUMNS = ("file", "age", "gender", "race")
@@ -76,10 +80,11 @@ def celeba(source: Source) -> FaceSet:
 
 
 def _celeba_question(name: str) -> str:
-    text, _ = _CELEBA_WORDS.get(name, (f"have {name.replace('_', ' ').lower()}", ()))
-    if name.startswith("Wearing_"):
-        text = f"wear a {name.removeprefix('Wearing_').lower()}".replace("a earrings", "earrings")
-    return f"Does the person {text}?".replace("wear a lipstick", "wear lipstick")
+    if name in _CELEBA_WORDS:
+        return f"Does the person {_CELEBA_WORDS[name][0]}?"
+    verb, thing = ("wear", name.removeprefix("Wearing_")) if name.startswith("Wearing_") else ("have", name)
+    article = ("an " if name[0] in "AO" else "a ") if name in _ONE_OF_A_KIND else ""
+    return f"Does the person {verb} {article}{thing.replace('_', ' ').lower()}?"
 
 
 def _celeba_labels(name: str) -> LabelSet:
