@@ -69,7 +69,9 @@ METRICS = {
         "Share of answers equal to the reference but for case and a full stop", exact_accuracy, is_exact
     ),
     "macro_f1": AnswerMetric("Mean F1 over the labels; rare ones count as much as frequent ones", macro_f1, is_exact),
-    "balanced_accuracy": AnswerMetric("Mean recall over the labels; a rare one counts as much", balanced_accuracy, is_exact),
+    "balanced_accuracy": AnswerMetric(
+        "Mean recall over the labels; a rare one counts as much", balanced_accuracy, is_exact
+    ),
     "rouge_l": AnswerMetric("Overlap of word sequences with the reference, for longer answers", rouge_l),
 }
 for _name, _metric in METRICS.items():
