@@ -37,7 +37,7 @@ def test_labels_that_do_not_occur_count_in_no_mean() -> None:
 
 
 def test_distances_on_a_scale_take_no_answer_as_the_furthest() -> None:
-    counts = table.count_table([0, 1, 3, 2], [1, 1, 0, None], 4)  # 1, 0, 3, and 2 of at most 2
+    counts = table.count_table([0, 1, 3, 1], [1, 1, 0, None], 4)  # 1, 0, 3, and 2 from 1 to the far end
     assert float(table.mean_absolute_error(counts)) == (1 + 0 + 3 + 2) / 4
     assert float(table.within_one(counts)) == 2 / 4
 
@@ -75,7 +75,7 @@ def test_answers_about_one_picture_are_shuffled_together() -> None:
     assert found.gap is not None and found.gap.value == 1.0
     assert found.chance is not None and found.chance > 0.2  # 2 of 6 divisions of four pictures
     one = compare_groups([1.0] * 20, ["a"] * 20, list(range(20)))
-    assert one.gap is None and one.chance is None
+    assert list(one.groups) == ["a"] and one.gap is None and one.chance is None
     with pytest.raises(ValueError, match="1 values, 2 groups"):
         compare_groups([1.0], ["a", "b"], [1])
 

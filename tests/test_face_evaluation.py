@@ -28,6 +28,7 @@ from minigpt4.evaluation.faces.run import FaceEvaluation, Wishes
 from minigpt4.evaluation.faces.scores import read_rows, section_scores, slice_scores
 from minigpt4.evaluation.questions import Answer, Question
 from minigpt4.models.generation import GenerateOptions
+from minigpt4.report.answers import read_answers
 from tests.evaluation_parts import ALONE, draw_pictures, on_ranks, tiny_assistant
 from tests.export_parts import write_checkpoint
 
@@ -173,6 +174,8 @@ def test_the_program_scores_own_data_and_goes_on(
     assert set(generated["groups"]["emotion"]["skin"]["groups"]) == {"II", "V"}
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.generate.jsonl").read_text().splitlines()]
     assert {"id", "question", "answer", "reference", "section", "correct"} <= set(lines[0]) and "error" in lines[-1]
+    reported = read_answers(tmp_path / "out/predictions.generate.jsonl")
+    assert set(reported.sections()) == {"emotion", "description"} and set(reported.slices()) == {"skin"}
     blank = (tmp_path / "out/answers.blank.generate.jsonl").read_text().splitlines()
     assert len(blank) == 1  # all questions read alike
     before = (tmp_path / "out/results.json").read_text()

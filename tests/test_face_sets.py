@@ -222,7 +222,9 @@ def test_sections_of_facegpt4vision_have_labels_where_their_references_do(tmp_pa
     faces = read("facegpt4vision", tmp_path, sections=("Human or not", "Posture"))
     assert labels(faces)[:5] == ["Yes", "No", "Yes", "Yes", "Sits upright, picture 0."]
     assert faces.cases[0].question == "Who?" and faces.cases[4].kind == "text"
-    assert faces.notes == ("Human or not: references without a single label of 'human', left out: 1",)
+    assert faces.notes == (
+        "Human or not: references without a single label of 'human', left out: 1, of which declined to answer: 1",
+    )
     assert read("facegpt4vision", tmp_path).sections == ["Human or not"]
 
 
@@ -232,6 +234,11 @@ def test_own_data_needs_an_image_and_a_label(tmp_path: Path) -> None:
     faces = read("own", tmp_path, annotations=path, fields={"label": "answer"}, question="Mood?")
     assert labels(faces) == ["Happy", "Sad", "Happy"] and faces.cases[1].meta == {"skin": "V"}
     assert len(faces.limited(1, seed=0).cases) in (1, 2)
+    (tmp_path / "classes").mkdir()
+    for name in ("Happy", "Sad"):
+        picture(tmp_path / "classes" / name / "a.png")
+    folders = read("own", tmp_path / "classes", question="Mood?")
+    assert labels(folders) == ["Happy", "Sad"] and Path(folders.cases[1].images[0]).is_file()
     with pytest.raises(ConfigError, match="no such column \\(did you mean 'skin'"):
         faces.check_columns(["skni"])
     with pytest.raises(DataError, match="line 2: column 'label' is missing or empty; found: image, answer, skin"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def compare_groups(
     """
     if not len(values) == len(members) == len(pictures):
         raise ValueError(f"{len(values)} values, {len(members)} groups, {len(pictures)} pictures")
-    sizes = {name: members.count(name) for name in sorted(set(members)) if name}
+    sizes = {name: size for name, size in sorted(Counter(members).items()) if name}
     large = [name for name, size in sizes.items() if size >= min_size]
     groups = {}
     for name in large:

@@ -14,6 +14,7 @@ from minigpt4.evaluation.faces.run import section_modes
 
 _NONE = "-"
 _WIDE = 120
+_SHOWN = 6
 NOTE = (
     "Percent, with 95 % intervals. Answers without exactly one label are wrong. blank: the same model, a grey picture."
 )
@@ -93,7 +94,8 @@ def _groups(results: Mapping[str, Any]) -> Table:
 def _add_groups(table: Table, names: tuple[str, str, str], scores: Mapping[str, Any]) -> None:
     by_value = sorted(scores["groups"].items(), key=lambda item: item[1]["value"])
     ends = [f"{name} {_percent(group['value'])} (n={group['n']:,})" for name, group in by_value]
-    small = ", ".join(f"{name} ({n})" for name, n in scores["too_small"].items()) or _NONE
+    few = [f"{name} ({n})" for name, n in scores["too_small"].items()]
+    small = ", ".join(few[:_SHOWN] + [f"{len(few) - _SHOWN} more"] * (len(few) > _SHOWN)) or _NONE
     if scores["gap"] is None:
         table.add_row(*names, *(ends[:1] or [_NONE]), _NONE, _NONE, _NONE, small)
     else:

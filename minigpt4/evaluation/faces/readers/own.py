@@ -26,7 +26,7 @@ from minigpt4.evaluation.faces.label_sets import (
     labels_of,
     named_label_set,
 )
-from minigpt4.metrics.labels import LabelSet
+from minigpt4.metrics.labels import REFUSAL, LabelSet
 from minigpt4.tasks.answering import shown_question
 
 FIELDS = {"image": "image", "label": "label", "question": "question", "section": "section", "id": "id"}
@@ -49,7 +49,7 @@ _CHOSEN_SECTIONS = (
     "Human or not",
 )
 _USABLE = 0.8
-"""Share of a section's references that must give a label; otherwise the section is scored as text."""
+"""Share of a section's references, refusals aside, that must give a label; otherwise it is scored as text."""
 _BY_SECTION = "gpt4VisionCalls_Cleaned_BySection.json"
 
 
@@ -174,12 +174,17 @@ def _section_names(path: Path) -> list[str]:
 
 
 def _section_cases(name: str, cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
-    """Cases with labels, when most references give one; those that give none are left out and told of."""
+    """Cases with labels, when most references give one; those that give none are left out and told of.
+
+    GPT-4V declined to answer some questions: such references are neither for nor against a section having labels.
+    """
     for labels in _SECTION_LABELS.get(name, ()):
-        numbers = [labels.extract(case.reference).label for case in cases]
-        usable = [(case, number) for case, number in zip(cases, numbers, strict=True) if number is not None]
-        if len(usable) >= _USABLE * len(cases):
+        found = [labels.extract(case.reference) for case in cases]
+        declined = sum(item.status == REFUSAL for item in found)
+        usable = [(case, item.label) for case, item in zip(cases, found, strict=True) if item.label is not None]
+        if usable and len(usable) >= _USABLE * (len(cases) - declined):
             left = len(cases) - len(usable)
-            notes = [f"{name}: references without a single label of '{labels.name}', left out: {left}"] if left else []
+            told = f"{name}: references without a single label of '{labels.name}', left out: {left}"
+            notes = [f"{told}, of which declined to answer: {declined}"] if left else []
             return [replace(case, labels=labels, reference=labels.labels[number]) for case, number in usable], notes
     return list(cases), []
