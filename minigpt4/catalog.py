@@ -24,6 +24,10 @@ MODULES = (
     "minigpt4.models.minigpt_v2",
     "minigpt4.tasks.image_text_pretrain",  # task
     "minigpt4.runners.runner_base",  # runner
+    "minigpt4.evaluation.faces.readers.own",  # face_set
+    "minigpt4.evaluation.faces.readers.expressions",
+    "minigpt4.evaluation.faces.readers.people",
+    "minigpt4.evaluation.faces.readers.facexbench",
 )
 
 

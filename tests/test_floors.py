@@ -22,6 +22,7 @@ FLOORS = {
     "minigpt4.runners": 4,
     "minigpt4.evaluation": 4,
     "minigpt4.evaluation.command_line": 5,
+    "minigpt4.evaluation.faces.command_line": 5,
     "minigpt4.tools": 5,
     "minigpt4.report": 5,
     "minigpt4.web": 5,

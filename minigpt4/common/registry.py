@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 from minigpt4.common.errors import ConfigError, nearest
 
-KINDS = ("model", "builder", "task", "runner", "processor", "format", "template", "lr_scheduler", "metric")
+KINDS = (
+    "model", "builder", "task", "runner", "processor", "format", "template", "lr_scheduler", "metric", "face_set",
+)  # fmt: skip
 
 T = TypeVar("T")
 

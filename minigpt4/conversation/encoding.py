@@ -133,6 +133,10 @@ class Encoder:
         ids = self._bos() + self._segments(text)
         return Encoded(ids, [IGNORE_INDEX] * len(ids), self._count_images(ids))
 
+    def encode_answer(self, answer: str) -> list[int]:
+        """Ids of an answer and its end symbol, as they follow a prompt; not cut."""
+        return self._answer(answer)[0]
+
     def _bos(self) -> list[int]:
         return [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,11 +37,27 @@ _AUTO_BATCH = {"cuda": 32, "cpu": 16}
 """Where ``batch_size`` None starts; on a GPU it is halved as often as memory runs out."""
 
 
+class Respond(Protocol):
+    """Another way to answer than generating: what it returns for each question is kept as the answer's text."""
+
+    def __call__(
+        self,
+        assistant: Assistant,
+        questions: Sequence[Question],
+        prompts: Sequence[Encoded],
+        images_of: Callable[[Sequence[int]], Tensor],
+        batch_size: int,
+        advance: Callable[[int], None],
+    ) -> list[str]:
+        """images_of: numbers of questions -> features of their pictures. ``advance`` is told of questions answered."""
+
+
 @dataclass(frozen=True)
 class AnswerOptions:
     """How questions are answered.
 
     batch_size  None = as many as fit. source: what the answers depend on besides ``generation``: checkpoint, ...
+    respond     how encoded questions are answered; None = by generating text.
     """
 
     generation: GenerateOptions = field(default_factory=GenerateOptions)
@@ -49,6 +65,7 @@ class AnswerOptions:
     source: Mapping[str, str] = field(default_factory=dict)
     is_overwriting: bool = False
     title: str = "answers"
+    respond: Respond | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -219,9 +236,11 @@ class _Work:
         def images_of(chosen: Sequence[int]) -> Tensor:
             return stacked([self._features[path] for i in chosen for path in questions[i].images])
 
+        model, encoded = self._assistant.model, list(prompts.values())
+        if self._options.respond is not None:
+            return self._options.respond(self._assistant, questions, encoded, images_of, size, answered)
         drawn = self._generation.do_sample
         seeds = [seed_of(question, self._generation.seed) for question in questions] if drawn else None
-        model, encoded = self._assistant.model, list(prompts.values())
         return answer_prompts(model, encoded, images_of, self._generation, size, answered, seeds)
 
     @torch.no_grad()

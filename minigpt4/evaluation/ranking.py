@@ -89,7 +89,7 @@ def losses_of(
     for column in range(width):
         rows = [row for row, own in enumerate(choices) if column < len(own)]
         targets = [_target(encoder, choices[row][column]) for row in rows]
-        batch = _batch([prompts[row] for row in rows], targets, features[rows], encoder.tokenizer.pad_id)
+        batch = target_batch([prompts[row] for row in rows], targets, features[rows], encoder.tokenizer.pad_id)
         sums = model(batch.to(model.device)).sample_loss.cpu()
         # BOS is part of our prompts; the positions that predict are all but one
         losses[rows, column] = sums / (longest - 1 + max(map(len, targets)))
@@ -100,7 +100,7 @@ def _target(encoder: Encoder, text: str) -> list[int]:
     return encoder.tokenizer.encode(text + encoder.end_sym)[: encoder.max_txt_len]
 
 
-def _batch(prompts: Sequence[Encoded], targets: Sequence[Sequence[int]], features: Tensor, pad_id: int) -> Batch:
+def target_batch(prompts: Sequence[Encoded], targets: Sequence[Sequence[int]], features: Tensor, pad_id: int) -> Batch:
     """Prompts with their targets, padded at the right end; only the targets are supervised."""
     rows = [[*prompt.ids, *target] for prompt, target in zip(prompts, targets, strict=True)]
     width = max(map(len, rows))

@@ -42,7 +42,7 @@ from minigpt4.tools.listing import WRITTEN_IN, comment_of, description, entries,
 PAGE = REPOSITORY_ROOT / "docs" / "CONFIG_REFERENCE.md"
 PACKAGE = "minigpt4"
 COMMAND = "python -m minigpt4.tools.config_reference"
-NAMED_KINDS = ("template", "format", "processor", "task", "runner", "lr_scheduler", "metric", "dataset")
+NAMED_KINDS = ("template", "format", "processor", "task", "runner", "lr_scheduler", "metric", "face_set", "dataset")
 """Kinds whose names get one table each; models and builders get sections."""
 
 _INTRO = f"""\

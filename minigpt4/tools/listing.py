@@ -28,6 +28,7 @@ WRITTEN_IN = {
     "runner": "run.runner",
     "lr_scheduler": "run.lr_sched",
     "metric": "run.valid.metrics, besides loss",
+    "face_set": "eval_faces.py --dataset",
     "dataset": "blocks under datasets:, `minigpt4 cp NAME` copies one to edit",
     "config": "files for --cfg-path, `minigpt4 cp NAME` copies one to edit",
 }
