@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint torture quickstart bench
+.PHONY: help install test test-all lint torture quickstart quickstart-boxes bench
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,9 @@ torture: install ## kills, full disks, lost ranks for some minutes; MINUTES=30 g
 
 quickstart: install ## fine-tune a tiny model on made-up faces, on the CPU
 	$(BIN)/python -m minigpt4.tools.quickstart
+
+quickstart-boxes: install ## the same, then boxes: train, score and draw them
+	$(BIN)/python -m minigpt4.tools.quickstart --boxes
 
 bench: install ## every benchmark in its quick form: ratios of two programs in one run; JSON and charts in output/bench
 	mkdir -p output/bench

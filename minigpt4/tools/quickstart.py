@@ -24,6 +24,7 @@ from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.files import write_atomically
 from minigpt4.metrics.accuracy import exact_accuracy, majority_accuracy, wilson_interval
 from minigpt4.tools.pictures import draw_chat
+from minigpt4.tools.quickstart_boxes import boxes_table, constant_boxes, draw_examples, read_records, scores_by_phrase
 from minigpt4.tools.steps import Steps, call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("output/quickstart"), help="default: output/quickstart")
     parser.add_argument("--train", type=int, default=4000, help="drawn training faces (default 4000)")
     parser.add_argument("--test", type=int, default=400, help="drawn test faces (default 400)")
+    parser.add_argument("--boxes", action="store_true", help="then train and score boxes: [refer] and others")
     given = parser.parse_args(argv)
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     console = Console(record=True, width=100 if not sys.stdout.isatty() else None)
     try:
-        Quickstart(out, given.train, given.test, console).run()
+        quickstart = Quickstart(out, given.train, given.test, console)
+        quickstart.run()
+        if given.boxes:
+            quickstart.run_boxes()
     except MiniGPT4Error as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         return 2
@@ -77,12 +82,41 @@ class Quickstart:
         chat = json.loads(self._chat(data, face))
         self._report(by_type, photo_scores, chat, {"face": face, "photos": tuned})
 
+    def run_boxes(self) -> None:
+        """Boxes: one more stage, scored by ``eval_scripts/eval_ref.py`` beside the best constant box per phrase."""
+        data = self.out / "data"
+        stage1 = self.steps.done["stage1"].result
+        trained = self._train("boxes", "Boxes: [refer], [identify], [detection]", str(data), ckpt=stage1)
+        config, evaluation = ROOT / "eval_configs/quickstart_boxes.yaml", self.out / "evaluation"
+
+        def evaluate() -> str:
+            command = [str(ROOT / "eval_scripts/eval_ref.py"), "--cfg-path", str(config), "--split", "val"]
+            call([*command, "--ckpt", trained, "--overwrite"], ROOT)
+            return str(evaluation / "refcoco_val.json")
+
+        answered = self.steps.run("evaluate_boxes", "Held-out boxes", [trained, config.read_text()], evaluate)
+        answers = read_records(Path(answered))
+        expressions = read_records(data / "boxes/refcoco/refcoco_val.json")
+        constant = constant_boxes(read_records(data / "boxes/refer.json"))
+        scores = scores_by_phrase(expressions, answers, constant)
+        write_atomically(self.out / "boxes.json", json.dumps({"checkpoint": trained, "scores": scores}, indent=1))
+        draw_examples(expressions, answers, data / "boxes/refcoco_images", self.out / "boxes.png")
+        self.console.print(boxes_table(scores))
+        self.console.print(
+            f"\nResults      {_shown(self.out / 'boxes.json')}, boxes.png"
+            f"\nCheckpoint   {_shown(trained)}"
+            "\n\nDraw boxes in the browser:"
+            f"\n  .venv/bin/python demo_v2.py --ckpt {_shown(trained)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def _data(self) -> tuple[str, str]:
         faces, photos = self.out / "data", self.out / "photos"
         sizes = ["--train", str(self.num_train), "--test", str(self.num_test)]
 
         def draw() -> str:
-            call([str(ROOT / "dataset/draw_faces.py"), "--out", str(faces), "--seed", "1", *sizes], ROOT)
+            call([str(ROOT / "dataset/draw_faces.py"), "--out", str(faces), "--seed", "1", "--force", *sizes], ROOT)
             return str(faces)
 
         def write() -> str:
