@@ -71,8 +71,9 @@ def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None,
 
                 return dry_run(cfg)
             runner = registry.get("runner", cfg.run.runner)(cfg, context)
+            begun = runner.progress.window
             code: int = runner.train()
-        if context.is_main and not cfg.run.evaluate:
+        if context.is_main and runner.progress.window > begun:
             from minigpt4.report.write import write_after_training
 
             write_after_training(runner.job_dir)

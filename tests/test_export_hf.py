@@ -32,7 +32,8 @@ from minigpt4.export.prompt import prompt_format
 from minigpt4.export.run import TARGETS, Wishes, export
 from minigpt4.export.source import open_source
 from minigpt4.export.tokenizer_files import check_tokenizer, export_tokenizer
-from minigpt4.models.generation import GenerateOptions, clean_answer
+from minigpt4.models.answer_text import clean_answer
+from minigpt4.models.generation import GenerateOptions
 from minigpt4.models.minigpt_v2 import MiniGPTv2Config
 from minigpt4.processors.base import make_text_processor
 from tests.export_parts import LLAMA2, V2, VICUNA, Exports, write_checkpoint

@@ -18,7 +18,8 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ProcessorConfig
 from minigpt4.common.types import IMAGE_TOKEN, Encoded, Turn
 from minigpt4.conversation.tokenizer import LlamaTokenizer
-from minigpt4.models.generation import GenerateOptions, GenerationMixin, _TextStreamer, clean_answer
+from minigpt4.models.answer_text import TextStreamer, clean_answer
+from minigpt4.models.generation import GenerateOptions, GenerationMixin
 from minigpt4.models.prompt_cache import PromptCache
 from minigpt4.processors.base import ImageSpec, make_image_processor, make_text_processor
 from tests.golden_cases import GOLDEN, LLAMA, build_model, load_case
@@ -161,7 +162,7 @@ def test_impossible_options_are_named(change: dict[str, Any], message: str) -> N
 
 def streamed(ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], str]:
     """Pieces shown for ``ids``, and the whole answer."""
-    streamer = _TextStreamer(LlamaTokenizer(LLAMA / "tokenizer.model"), GenerateOptions(stop=stop))
+    streamer = TextStreamer(LlamaTokenizer(LLAMA / "tokenizer.model"), stop, ())
     streamer.put(torch.tensor([], dtype=torch.long))
     for i in ids:
         streamer.put(torch.tensor([i]))
@@ -218,7 +219,7 @@ def test_a_long_answer_costs_no_more_per_token_than_a_short_one() -> None:
             decoded.append(len(ids))
             return super().decode(ids)
 
-    streamer = _TextStreamer(Counting(LLAMA / "tokenizer.model"), GenerateOptions())
+    streamer = TextStreamer(Counting(LLAMA / "tokenizer.model"), (), ())
     for i in tokenizer.encode("The person looks sad. " * 60):
         streamer.put(torch.tensor([i]))
     assert max(decoded) < 10

@@ -12,8 +12,9 @@ from torch import Tensor
 from minigpt4.common.checkpoint import save_checkpoint
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.types import Batch, Encoded
+from minigpt4.models.answer_text import clean_answer
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.generation import GenerateOptions, clean_answer
+from minigpt4.models.generation import GenerateOptions
 from minigpt4.models.losses import LogitShape, token_losses
 from minigpt4.models.weights import read_state
 from tests.golden_cases import build_model, encode, images_of, load_case, packed, padded

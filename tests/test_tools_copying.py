@@ -232,10 +232,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, failing, full)
-    assert error_of(capsys, "laion", "a.yaml", "--force") == (
-        "error: 'a.yaml' cannot be written: No space left on device"
-    )
-    assert error_of(capsys, "laion", "b.yaml") == "error: 'b.yaml' cannot be written: No space left on device"
+    told = "the disk is full; make room (of a run: run.keep_last keeps fewer checkpoints)"
+    assert error_of(capsys, "laion", "a.yaml", "--force") == f"error: cannot write a.yaml: {told}"
+    assert error_of(capsys, "laion", "b.yaml") == f"error: cannot write b.yaml: {told}"
     assert [path.name for path in folder.iterdir()] == ["a.yaml"]
     assert (folder / "a.yaml").read_text(encoding="utf-8") == "mine"
 

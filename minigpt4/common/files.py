@@ -13,9 +13,10 @@ from typing import TextIO
 from minigpt4.common.errors import OutputError
 
 _ELSEWHERE = "; choose another folder (of a run: run.output_dir)"
+_FEWER = " (of a run: run.keep_last keeps fewer checkpoints)"
 _REFUSALS = {
-    errno.ENOSPC: "the disk is full; make room, or keep fewer checkpoints (run.keep_last)",
-    errno.EDQUOT: "your quota is used up; make room, or keep fewer checkpoints (run.keep_last)",
+    errno.ENOSPC: "the disk is full; make room" + _FEWER,
+    errno.EDQUOT: "your quota is used up; make room" + _FEWER,
     errno.EFBIG: "the file grew beyond the limit that is set here (ulimit -f)",
     errno.EROFS: "the file system is read-only" + _ELSEWHERE,
     errno.EACCES: "no permission to write there" + _ELSEWHERE,

@@ -60,12 +60,13 @@ def _mask(
     """
     from transformers.masking_utils import sdpa_mask
 
-    may_skip = allow_is_causal_skip and kv_length == _written(kv_length, **kwargs)
-    if attention_mask is None and may_skip:
+    is_full = kv_length == _written(kv_length, **kwargs)
+    if attention_mask is None and is_full:
         return None
     mask: Tensor | None = sdpa_mask(
-        kv_length=kv_length, attention_mask=attention_mask, allow_is_causal_skip=may_skip, **kwargs
-    )
+        kv_length=kv_length, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip and is_full,
+        **kwargs,
+    )  # fmt: skip
     return mask
 
 

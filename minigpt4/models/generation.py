@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os.path
-import queue
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.pictures import distinct
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.types import IMAGE_TOKEN, Encoded
 from minigpt4.conversation.tokenizer import Tokenizer
+from minigpt4.models.answer_text import StopOnRequest, StopOnText, TextStreamer, finished
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.decoding import MODES, Decoding
 from minigpt4.models.prompt_cache import PromptCache, growing_cache, keeps_positions
@@ -29,9 +28,6 @@ from minigpt4.models.row_sampling import RowSampling
 
 # The penalty sees generated ids alone, as in MiniGPT-4; transformers says so at every answer.
 warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
-
-ROLE_MARKERS = ("Assistant:", "[/INST]")
-"""What a model may repeat before its answer; the answer stands behind the last one (MiniGPT-4's rule)."""
 
 _WORTH_SHARING = 16
 """A common start with fewer positions is computed for every prompt: another call of the model costs more."""
@@ -113,7 +109,7 @@ class GenerationMixin(BaseModel):
             return []
         options = self._with_ends(options)
         embeddings, mask, held = self._begun(prompts, images, options)
-        watch = None if stopped is None else _StopOnRequest(stopped.is_set)
+        watch = None if stopped is None else StopOnRequest(stopped.is_set)
         draw = None
         if seeds is not None and options.do_sample:
             assert options.num_beams == 1, "beams are not sampled row by row"
@@ -121,8 +117,8 @@ class GenerationMixin(BaseModel):
             draw = RowSampling(seeds, options.max_new_tokens, *limits, self.device)
             options = replace(options, do_sample=False)
         rows = self._run(embeddings, mask, options, held=held, watch=watch, draw=draw).tolist()  # [B, new]
-        ends = {self.encoder.tokenizer.eos_id, *options.stop_ids}
-        return [clean_answer(self.encoder.tokenizer.decode(_until(row, ends)), options.stop) for row in rows]
+        tokenizer = self.encoder.tokenizer
+        return [finished(row, tokenizer, options.stop, options.stop_ids).text for row in rows]
 
     @torch.no_grad()
     def generate_rows(self, prompts: Sequence[Encoded], images: Tensor, options: GenerateOptions, rows: Rows) -> None:
@@ -131,9 +127,9 @@ class GenerationMixin(BaseModel):
         options = self._with_ends(options)
         embeddings, mask, held = self._begun(prompts, images, options)
         tokenizer = self.encoder.tokenizer
-        on_text = _StopOnText(tokenizer, options.stop) if options.stop else None
+        on_text = StopOnText(tokenizer, options.stop) if options.stop else None
         ends = {tokenizer.eos_id, *options.stop_ids}
-        watch = EndRows(rows, ends, on_text, lambda ids: _answer(ids, tokenizer, options))
+        watch = EndRows(rows, ends, on_text, lambda ids: finished(ids, tokenizer, options.stop, options.stop_ids))
         self._run(embeddings, mask, replace(options, stop=()), held=held, watch=watch)
 
     def generate_stream(
@@ -166,8 +162,8 @@ class GenerationMixin(BaseModel):
         held = None
         if cache is not None and keeps_positions(self._lm):
             held = cache.take(prompt.ids, images, self.encoder.num_image_tokens)
-        streamer = _TextStreamer(self.encoder.tokenizer, options)
-        watch = _StopOnRequest(lambda: streamer.stopped.is_set() or is_unwanted())
+        streamer = TextStreamer(self.encoder.tokenizer, options.stop, options.stop_ids)
+        watch = StopOnRequest(lambda: streamer.stopped.is_set() or is_unwanted())
         failure: list[BaseException] = []
 
         def work() -> None:
@@ -190,7 +186,7 @@ class GenerationMixin(BaseModel):
                 cache.put_back(held, prompt.ids + streamer.ids, images)
         if failure:
             raise failure[0]
-        return _answer(streamer.ids, self.encoder.tokenizer, options)
+        return finished(streamer.ids, self.encoder.tokenizer, options.stop, options.stop_ids)
 
     def _with_ends(self, options: GenerateOptions) -> GenerateOptions:
         """The options, which also stop at every id that ends this model's answers."""
@@ -259,7 +255,7 @@ class GenerationMixin(BaseModel):
         embeddings: Tensor,
         mask: Tensor,
         options: GenerateOptions,
-        streamer: _TextStreamer | None = None,
+        streamer: TextStreamer | None = None,
         held: Any = None,
         watch: StoppingCriteria | None = None,
         draw: RowSampling | None = None,
@@ -272,7 +268,7 @@ class GenerationMixin(BaseModel):
         arguments = _arguments(options, self.encoder.tokenizer)
         criteria: list[StoppingCriteria] = []
         if options.stop:
-            criteria.append(_StopOnText(self.encoder.tokenizer, options.stop))
+            criteria.append(StopOnText(self.encoder.tokenizer, options.stop))
         if watch is not None:
             criteria.append(watch)
         if draw is not None:
@@ -337,28 +333,6 @@ def _arguments(options: GenerateOptions, tokenizer: Tokenizer) -> dict[str, Any]
     return arguments
 
 
-def _until(ids: list[int], ends: set[int]) -> list[int]:
-    """The ids before the first of ``ends``."""
-    return next((ids[:position] for position, i in enumerate(ids) if i in ends), ids)
-
-
-def _answer(ids: Sequence[int], tokenizer: Tokenizer, options: GenerateOptions) -> Answer:
-    """The answer that ends with the last of ``ids``."""
-    kept = _until(list(ids), ends := {tokenizer.eos_id, *options.stop_ids})
-    text = tokenizer.decode(kept)
-    is_finished = any(number in ends for number in ids) or any(stop in text for stop in options.stop)
-    return Answer(clean_answer(text, options.stop), len(ids), is_finished)
-
-
-def clean_answer(text: str, stop: Sequence[str] = ()) -> str:
-    """Cut at the first stop text, drop a repeated role marker and surrounding space (MiniGPT-4's rule)."""
-    for marker in stop:
-        text = text.split(marker)[0]
-    for marker in ROLE_MARKERS:
-        text = text.split(marker)[-1]
-    return text.strip()
-
-
 @contextlib.contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
@@ -367,83 +341,3 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-class _StopOnText(StoppingCriteria):
-    """Ends each row on its own once a stop text is in its last tokens, however it was split into pieces."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        self.window = max(len(text.encode()) for text in stop) + 2  # a token is a byte or more
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """input_ids [B, new] -> done [B]."""
-        tails = [self.tokenizer.decode(row) for row in input_ids[:, -self.window :].tolist()]
-        return torch.tensor([any(s in tail for s in self.stop) for tail in tails], device=input_ids.device)
-
-
-class _StopOnRequest(StoppingCriteria):
-    """Ends all rows once somebody asked for it."""
-
-    def __init__(self, is_requested: Callable[[], bool]) -> None:
-        self.is_requested = is_requested
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """input_ids [B, new] -> done [B]."""
-        return torch.full((len(input_ids),), self.is_requested(), device=input_ids.device)
-
-
-class _TextStreamer(BaseStreamer):
-    """Turns ids into text pieces; holds back what may still become a stop text, a role marker or half a character."""
-
-    def __init__(self, tokenizer: Tokenizer, options: GenerateOptions) -> None:
-        self.tokenizer, self.options, self.stop = tokenizer, options, options.stop
-        self.ends = {tokenizer.eos_id, *options.stop_ids}
-        self.held_back = (*options.stop, *ROLE_MARKERS)
-        self.stopped = threading.Event()
-        self.ids: list[int] = []
-        self.pieces: queue.Queue[str | None] = queue.Queue()
-        self.text = ""  # of ids[:read]
-        self.read = self.anchor = 0
-        self.shown = ""
-
-    @property
-    def answer(self) -> str:
-        """The answer so far, cleaned."""
-        return _answer(self.ids, self.tokenizer, self.options).text
-
-    def put(self, value: Tensor) -> None:
-        """One more id (called by ``generate``; the prompt is given as embeddings and comes as an empty tensor)."""
-        self.ids += [int(i) for i in value.flatten().tolist()]
-        if len(self.ids) == self.read or self.ids[-1] in self.ends:
-            return
-        # Decoding all ids again would cost more for every token. Ids of the piece before tell how a piece is joined.
-        window = self.tokenizer.decode(self.ids[self.anchor :])
-        if window.endswith("\ufffd"):
-            return
-        self.text += window[len(self.tokenizer.decode(self.ids[self.anchor : self.read])) :]
-        self.anchor, self.read = self.read, len(self.ids)
-        text = clean_answer(self.text, self.stop)
-        held = max((n for s in self.held_back for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        if any(s in self.text for s in self.stop):
-            held = 0  # the answer ends here, and what was shown of it stays
-        self._show(text[: len(text) - held].rstrip())
-
-    def end(self) -> None:
-        """The answer is complete; the reader is released whatever happens."""
-        try:
-            self._show(self.answer)
-        finally:
-            self.pieces.put(None)
-
-    def __iter__(self) -> Iterator[str]:
-        while (piece := self.pieces.get()) is not None:
-            yield piece
-
-    def _show(self, text: str) -> None:
-        if not text.startswith(self.shown):  # a role marker: the answer starts again behind it
-            self.pieces.put("\n")
-            self.shown = ""
-        if len(text) > len(self.shown):
-            self.pieces.put(text[len(self.shown) :])
-            self.shown = text

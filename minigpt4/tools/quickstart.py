@@ -87,7 +87,7 @@ class Quickstart:
         data = self.out / "data"
         stage1 = self.steps.done["stage1"].result
         trained = self._train("boxes", "Boxes: [refer], [identify], [detection]", str(data), ckpt=stage1)
-        config, evaluation = ROOT / "eval_configs/quickstart_boxes.yaml", self.out / "evaluation"
+        config, evaluation = ROOT / "eval_configs/quickstart_boxes_evaluation.yaml", self.out / "evaluation"
 
         def evaluate() -> str:
             command = [str(ROOT / "eval_scripts/eval_ref.py"), "--cfg-path", str(config), "--split", "val"]
