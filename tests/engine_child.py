@@ -1,6 +1,6 @@
 """One training process for tests: ``python -m tests.engine_child <folder> <json of settings>``.
 
-kill_at: SIGKILL to this process in the middle of the window after this one. term_at: SIGTERM to rank 1 there.
+kill_at: SIGKILL to this process at the start of the window after this one. term_at: SIGTERM to rank 1 there.
 uneven: rank 1 splits its first micro-batch into two rows, so that ranks run a different number of rows.
 again: a folder and further settings of a second run, whose figures are read late (``Training.defer``).
 What happened stands in the job folder's log.txt.
