@@ -67,7 +67,7 @@ def _crash_at(place: str, window: int) -> None:
     late: in its save, which waits in its thread until training has gone on by a window.
     """
     runner = runner_base.RunnerBase
-    train_step, backward = BaseTask.train_step, BaseTask._backward
+    queue_gradient, backward = BaseTask._queue_gradient, BaseTask._backward
     after_window, write_files = runner._after_window, checkpoint._write_files
     place_now = [0, 0]  # window, rows done in it
     next_is_done = threading.Event()
@@ -78,7 +78,7 @@ def _crash_at(place: str, window: int) -> None:
 
     def step(self: Any, training: Any, rows: Any, number: int, *others: Any) -> Any:
         place_now[:] = [number + 1, 0]
-        return train_step(self, training, rows, number, *others)
+        return queue_gradient(self, training, rows, number, *others)
 
     def row(*arguments: Any) -> Any:
         result = backward(*arguments)
@@ -103,7 +103,7 @@ def _crash_at(place: str, window: int) -> None:
             die("late", number)
 
     for owner, name, function in (
-        (BaseTask, "train_step", step),
+        (BaseTask, "_queue_gradient", step),
         (BaseTask, "_backward", row),
         (runner, "_after_window", after),
         (checkpoint, "_write_files", write),

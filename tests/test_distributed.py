@@ -22,6 +22,7 @@ from minigpt4.common.logger import read_log
 from minigpt4.common.schema import RunConfig
 from minigpt4.runners.runner_base import RunnerBase
 from tests.engine_parts import tiny_config
+from tests.resume_harness import assert_equal
 
 ROOT = Path(__file__).resolve().parents[1]
 # the schedule counts micro-batches per rank, of which two ranks need half: a constant rate compares the gradients
@@ -45,7 +46,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]
     """Folder and exit codes of a run on two ranks; rank 1 gets a SIGTERM in window 7 of 8."""
     folder = tmp_path_factory.mktemp("two")
     counts = {"accum_grad_iters": 2, "iters_per_epoch": 8, "valid": {"every": 8, "metrics": METRICS}}
-    settings = json.dumps({**CONSTANT, **counts, "uneven": True, "term_at": 6})
+    again = {"folder": str(folder / "late"), "settings": {"log_freq": 100}}
+    settings = json.dumps({**CONSTANT, **counts, "uneven": True, "term_at": 6, "again": again})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,6 +103,25 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_window(two_ranks: tuple[P
     assert codes == [128 + signal.SIGTERM] * 2
     checkpoint = find_last(_job(folder))
     assert checkpoint is not None and checkpoint.step == 7 and checkpoint.can_resume
+
+
+def test_two_ranks_that_read_figures_late_leave_the_same_and_stop_after_the_same_window(
+    two_ranks: tuple[Path, list[int]],
+) -> None:
+    at_once, late = _job(two_ranks[0]), _job(two_ranks[0] / "late")
+    expected = {row["window"]: row for row in read_log(at_once / "log.txt") if "loss" in row}
+    found = {row["window"]: row for row in read_log(late / "log.txt") if "loss" in row}
+    assert list(found) == [1, 7]  # what is not logged is read late; the signal came in window 7
+    for window, row in found.items():
+        for key in ("loss", "lr", "grad_norm", "samples", "target_tokens"):
+            assert row[key] == expected[window][key]
+    for step in ("step_4", "step_7"):
+        ours, others = (read_checkpoint(job / "checkpoints" / step) for job in (late, at_once))
+        assert_equal(ours.load_weights(), others.load_weights())
+        (moments, state), (other_moments, other_state) = ours.load_resume(), others.load_resume()
+        assert state == other_state and moments.keys() == other_moments.keys()
+        for name, values in moments.items():
+            assert_equal(values, other_moments[name])
 
 
 def test_place_comes_from_torchrun_then_srun(monkeypatch: pytest.MonkeyPatch) -> None:

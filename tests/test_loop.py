@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.types import IGNORE_INDEX, Batch
-from minigpt4.tasks.base_task import NonFiniteError, StepStats, row_seed
+from minigpt4.tasks.base_task import row_seed
+from minigpt4.tasks.figures import NonFiniteError, StepStats
 from tests.engine_parts import TASK, Bench
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from minigpt4.common.optim import (
     optimizer_state,
     parameter_groups,
     schedule_plan,
+    step_unless,
 )
 from minigpt4.common.schema import RunConfig
 
@@ -142,3 +144,26 @@ def test_optimiser_state_of_other_parameters_is_refused() -> None:
     again, _ = _stepped(["a"], 0, RunConfig())
     with pytest.raises(CheckpointError, match="unknown parameters, first: b"):
         load_optimizer_state(again, optimizer_state(first), "here")
+
+
+def test_a_step_that_the_device_forbids_changes_no_bit_and_one_it_allows_is_the_plain_step() -> None:
+    def step(layer: nn.Linear, optimizer: torch.optim.AdamW, value: float, is_unusable: bool | None) -> None:
+        layer.weight.grad, layer.bias.grad = torch.full((70, 3), value), torch.full((70,), value)
+        if is_unusable is None:
+            optimizer.step()
+        else:
+            step_unless(optimizer, torch.tensor(is_unusable))
+
+    layers = [nn.Linear(3, 70), nn.Linear(3, 70)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    plain, guarded = (build_optimizer(layer.named_parameters(), RunConfig(), CPU) for layer in layers)
+    for value in (0.1, -0.7, 0.3):
+        step(layers[0], plain, value, None)
+        step(layers[1], guarded, value, False)
+        step(layers[1], guarded, math.nan, True)
+    assert not hasattr(guarded, "found_inf")
+    expected, found = optimizer_state(plain), optimizer_state(guarded)
+    for name, parameter in layers[0].named_parameters():
+        assert torch.equal(parameter, layers[1].get_parameter(name))
+        assert all(torch.equal(value, found[name][key]) for key, value in expected[name].items())
+        assert float(found[name]["step"]) == 3

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt4.common.dist import DistContext, single
@@ -19,7 +21,8 @@ from minigpt4.common.schema import RunConfig
 from minigpt4.datasets.collate import collate_packed
 from minigpt4.runners.parts import watch_phases
 from minigpt4.runners.runner_base import RunnerBase
-from minigpt4.tasks.base_task import Training
+from minigpt4.tasks.base_task import BaseTask, Training
+from minigpt4.tasks.figures import StepStats
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 from minigpt4.tasks.phases import PHASES, PhaseClock
 from tests.engine_parts import tiny_config
@@ -29,17 +32,17 @@ from tests.test_benchmark_reference import as_samples, workload_samples
 CASE = "c_minigptv2_lora_instruction"
 
 
-def training_of(folder: Path) -> tuple[Training, list[Any]]:
+def training_of(folder: Path, device: str = "cpu") -> tuple[Training, list[Any]]:
     """A model with LoRA, and a window of two rows."""
-    model = build_model(load_case(CASE), lora_dropout=0.1).train()
-    dist = single("cpu")
+    dist = single(device)
+    model = build_model(load_case(CASE), lora_dropout=0.1).train().to(dist.device)
     batches = [
         collate_packed(as_samples(batch, torch.zeros(4, 3, 112, 112)), model.encoder, 1 << 14)[0]
         for batch in workload_samples(2)
     ]
     optimizer = build_optimizer(model.trainable_parameters_by_name(), RunConfig(), dist.device)
     training = Training(
-        model=model, core=model, optimizer=optimizer, scaler=torch.amp.GradScaler("cpu", enabled=False),
+        model=model, core=model, optimizer=optimizer, scaler=torch.amp.GradScaler(dist.device.type, enabled=False),
         lr_at=lambda _: 1e-4, dist=dist, accumulation=2, clip_grad_norm=1.0, seed=0, job_dir=folder,
         stop_requested=lambda: False, clock=watch_phases(model, dist),
     )  # fmt: skip
@@ -67,6 +70,29 @@ def test_generation_and_validation_are_no_phases(tmp_path: Path) -> None:
     before = training.clock.take(1)
     task.validate(training, window)
     assert before["vision_s"] > 0 and training.clock.take(1)["vision_s"] == 0
+
+
+def test_a_step_that_is_dropped_or_has_not_ended_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    clock = PhaseClock(torch.device("cpu"))
+
+    def begun() -> None:
+        clock.start()
+        clock.mark("backward")
+
+    begun()
+    clock.mark("optimizer")
+    clock.stop()
+    begun()
+    assert clock.take(1)["backward_s"] == 1
+    clock.mark("optimizer")
+    clock.stop()
+    begun()
+    clock.drop()
+    clock.mark("optimizer")  # stands still
+    taken = clock.take(1)
+    assert (taken["backward_s"], taken["optimizer_s"]) == (1, 1)
 
 
 def test_the_clock_of_a_rank_that_nobody_asks_keeps_nothing(tmp_path: Path) -> None:
@@ -148,17 +174,74 @@ WAITING = (
 """Operations whose result, or its size, the host cannot go on without. ``_local_scalar_dense`` reads one value."""
 
 
-def test_no_window_waits_for_a_value_or_a_size_from_the_device(tmp_path: Path) -> None:
+READING = {Tensor.tolist, Tensor.item, Tensor.cpu, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__}
+
+
+class Reads(TorchFunctionMode):
+    """Notes when Python asks a tensor for its values; of a tensor in host memory that is no operation."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self._events = events
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READING:
+            self._events.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_window_is_read_when_the_next_one_is_queued_and_nothing_else_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training, window = training_of(tmp_path)
-    task = ImageTextPretrainTask()
-    task.train_step(training, window, 0)
-    assert any(len(batch.images) for batch in window)
-    with Waits() as waits:
-        for number in range(1, 4):
-            task.train_step(training, window, number)
+    training, events, queue_gradient = replace(training, defer=True), list[str](), BaseTask._queue_gradient
+
+    def queued(*arguments: Any) -> Any:
+        sums = queue_gradient(*arguments)
+        events.append(f"queued {sums.number}")
+        return sums
+
+    def after(number: int, stats: StepStats) -> bool:
+        events.append(f"after {number}")
+        if number == 0:
             training.clock.take(1)
+        return True
+
+    monkeypatch.setattr(BaseTask, "_queue_gradient", queued)
+    assert any(len(batch.images) for batch in window)
+    with Waits() as waits, Reads(events):
+        ImageTextPretrainTask().train_epoch(training, iter([window] * 4), range(4), after, lambda number: number == 0)
     assert waits.counts["aten.mm.default"] > 0
     assert {name: n for name, n in waits.counts.items() if name.split(".")[1] in WAITING} == {}
+    # the one reading per window is that of figures which have been copied meanwhile
+    assert events == [
+        *("queued 0", "tolist", "after 0"),
+        "queued 1",
+        *("queued 2", "tolist", "after 1"),
+        *("queued 3", "tolist", "after 2"),
+        *("tolist", "after 3"),
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_nothing_waits_between_log_lines_and_losses_stay(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def after(number: int, stats: StepStats) -> bool:
+        losses.append(stats.loss)
+        torch.cuda.set_sync_debug_mode("error" if training.defer else "default")
+        return True
+
+    for defer in (True, False):
+        training, rows = training_of(tmp_path, "cuda")
+        training, window = replace(training, defer=defer), [batch.copied(training.dist.device) for batch in rows]
+        torch.cuda.synchronize()
+        try:
+            task = ImageTextPretrainTask()
+            task.train_epoch(training, iter([window] * 6), range(6), after, lambda number: number == 0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert losses[:6] == pytest.approx(losses[6:], rel=1e-4)
 
 
 def test_log_txt_says_where_time_went(tmp_path: Path) -> None:

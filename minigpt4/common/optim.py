@@ -115,6 +115,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+def step_unless(optimizer: torch.optim.Optimizer, is_unusable: Tensor) -> None:
+    """One step of a fused optimiser, or none where ``is_unusable``, a bool on its device; the host does not wait.
+
+    Without one, weights, moments and step counts keep every bit; with one, they get those of ``optimizer.step()``.
+    The kernels of fused optimisers leave everything alone where ``found_inf``, made for loss scaling, is 1.
+    """
+    optimizer.found_inf = is_unusable.float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
 def parameters_by_name(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     """What ``optimizer`` trains, by canonical name."""
     return {

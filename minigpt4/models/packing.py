@@ -154,9 +154,10 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, options: Options, **how: An
 
 
 def _documents(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Number of each position's sample, [T]."""
+    """Number of each position's sample, int32 [T]."""
     numbers = [number for number, length in enumerate(lengths) for _ in range(length)]
-    return torch.tensor(numbers, device=device)
+    # made on the host: made on a GPU, it would be copied there when all that is queued is done
+    return torch.tensor(numbers, dtype=torch.int32).to(device, non_blocking=True)
 
 
 # All layers of a row ask for the same; the backward pass of recomputed layers asks again.

@@ -56,6 +56,10 @@ class Plan:
         """Micro-batches in whole windows, rounded up."""
         return max(1, math.ceil(iterations / self.accumulation))
 
+    def windows_between(self, iterations: int | None) -> int:
+        """The same for what happens every so often; once per epoch when nothing is said."""
+        return self.windows(iterations) if iterations else self.windows_per_epoch
+
 
 def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> GenerationMixin:
     """The model of ``cfg.model`` with frozen weights in ``dtype``; ``run.recompute`` says what is computed twice.
@@ -185,6 +189,14 @@ def raise_file_limit() -> None:
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def can_defer(device: torch.device, precision: torch.dtype, is_sharded: bool) -> bool:
+    """Whether a window's figures may be read while the next one is computed (``Training.defer``).
+
+    A CPU computes nothing meanwhile; the loss scaling of fp16 and weights that are split wait in every window anyway.
+    """
+    return device.type == "cuda" and precision != torch.float16 and not is_sharded
 
 
 def watch_phases(model: BaseModel, dist: DistContext) -> PhaseClock:

@@ -33,6 +33,7 @@ from minigpt4.runners.parts import (
     build_datasets,
     build_model,
     build_sampler,
+    can_defer,
     choose_packing,
     choose_precision,
     describe_rows,
@@ -46,7 +47,8 @@ from minigpt4.runners.progress import Progress
 from minigpt4.runners.saving import Saver, load_resume
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
 from minigpt4.runners.vision_cache import use_cache
-from minigpt4.tasks.base_task import BaseTask, StepStats, Training
+from minigpt4.tasks.base_task import BaseTask, Training
+from minigpt4.tasks.figures import StepStats
 from minigpt4.tasks.memory import memory_full
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,8 @@ class RunnerBase:
             model=wrapped, core=self.model, optimizer=optimizer, scaler=scaler,
             lr_at=lambda t: schedule(t, lr_plan), dist=dist, accumulation=run.accum_grad_iters,
             clip_grad_norm=run.clip_grad_norm, seed=run.seed, job_dir=self.job_dir, stop_requested=self.stop.requested,
-            is_sharded=is_sharded, clock=watch_phases(self.model, dist),
+            is_sharded=is_sharded, defer=can_defer(dist.device, precision, is_sharded),
+            clock=watch_phases(self.model, dist),
         )  # fmt: skip
         self.saver = Saver(self.training, self.model, self.config_text, run.keep_last)
         self.progress = Progress() if checkpoint is None else self._resume(checkpoint)
@@ -149,7 +152,9 @@ class RunnerBase:
                 while is_complete and self.progress.window < total:
                     end = (self.progress.window // self.plan.windows_per_epoch + 1) * self.plan.windows_per_epoch
                     numbers = range(self.progress.window, end)
-                    is_complete = self.task.train_epoch(self.training, batches, numbers, self._after_window)
+                    is_complete = self.task.train_epoch(
+                        self.training, batches, numbers, self._after_window, self._is_due
+                    )
             except torch.OutOfMemoryError as error:
                 place = "; ".join(getattr(error, "__notes__", ())) or f"window {self.progress.window + 1}"
                 raise memory_full(self.cfg, self.job_dir / "config.yaml", place, self.dist.device, error) from None
@@ -209,9 +214,7 @@ class RunnerBase:
             worker_init_fn=job.outlive_signals,
         )
         try:
-            for window in copied_ahead(iter(loader), self.dist.device):
-                self.progress.add_bad(bad for batch in window for bad in batch.passed_over)
-                yield window
+            yield from copied_ahead(iter(loader), self.dist.device)
         except MiniGPT4Error as error:
             # a loader worker hands its traceback over as text; the message stands at its end
             kind = type(error)
@@ -224,6 +227,7 @@ class RunnerBase:
         """Counts, logs and saves; returns whether to go on."""
         done = number + 1
         self.progress.window = done
+        self.progress.add_bad(stats.passed_over)
         if stats.is_skipped:
             self.progress.skipped += 1
             log.warning("window %d has no target tokens: skipped (%d so far)", done, self.progress.skipped)
@@ -234,21 +238,33 @@ class RunnerBase:
                 vocab_size = self.model.encoder.tokenizer.vocab_size
                 sanity.report(self.cfg.run.sanity, sanity.check_first_loss(stats.loss, vocab_size))
             self._is_first_loss = False
-        is_end = done == self.plan.total_windows
         if self.dist.is_main:
-            self._log(number, stats, is_end)
+            self._log(number, stats)
         begun = time.perf_counter()
-        self._validate_and_save(done, is_end, stats.should_stop)
+        self._validate_and_save(done, stats.should_stop)
         self.pace.leave_out(time.perf_counter() - begun)
         return not (stats.should_stop or self.progress.is_over)
 
-    def _validate_and_save(self, done: int, is_end: bool, is_stopped: bool) -> None:
+    def _is_due(self, number: int) -> bool:
+        """Whether something besides counting is done after a window; the same on every rank."""
+        done = number + 1
+        return self._is_logged(done) or self._is_saved(done) or (self.validator.is_needed and self._is_validated(done))
+
+    def _is_logged(self, done: int) -> bool:
+        every = max(1, self.cfg.run.log_freq // self.plan.accumulation)
+        return done % every == 0 or done in (1, self.plan.total_windows)
+
+    def _is_saved(self, done: int) -> bool:
+        return done % self.plan.windows_between(self.cfg.run.save_every) == 0 or done == self.plan.total_windows
+
+    def _is_validated(self, done: int) -> bool:
+        every = self.cfg.run.valid.every or self.cfg.run.save_every
+        return done % self.plan.windows_between(every) == 0 or done == self.plan.total_windows
+
+    def _validate_and_save(self, done: int, is_stopped: bool) -> None:
         """What is due after this window. A stop by signal saves at once; there may be no time to validate."""
-        run = self.cfg.run
-        save_every = self.plan.windows(run.save_every) if run.save_every else self.plan.windows_per_epoch
-        is_save = done % save_every == 0 or is_end
-        valid_every = self.plan.windows(run.valid.every) if run.valid.every else save_every
-        if self.validator.is_needed and not is_stopped and (done % valid_every == 0 or is_end):
+        is_save = self._is_saved(done)
+        if self.validator.is_needed and not is_stopped and self._is_validated(done):
             scores = self._validate()
             is_best = self._judge(scores)
             if self.dist.is_main:
@@ -258,12 +274,11 @@ class RunnerBase:
         elif is_save or is_stopped:
             self._save({}, False)
 
-    def _log(self, number: int, stats: StepStats, is_end: bool) -> None:
+    def _log(self, number: int, stats: StepStats) -> None:
         done = number + 1
         for tracker in self.trackers:
             tracker.advance(done)
-        every = max(1, self.cfg.run.log_freq // self.plan.accumulation)
-        if stats.is_skipped or not (done % every == 0 or done == 1 or is_end or stats.should_stop):
+        if stats.is_skipped or not (self._is_logged(done) or stats.should_stop):
             return
         record = WindowRecord(
             window=done,

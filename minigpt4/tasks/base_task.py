@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -16,19 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.dist import DistContext, sync_gradients
-from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.optim import set_learning_rate
+from minigpt4.common.optim import set_learning_rate, step_unless
 from minigpt4.common.sharding import whole
 from minigpt4.common.types import Batch
+from minigpt4.tasks.figures import Figures, StepStats, WindowSums
 from minigpt4.tasks.memory import describe_row
 from minigpt4.tasks.phases import PhaseClock
 
 if TYPE_CHECKING:
     from minigpt4.models.base_model import LossOutput
-
-
-class NonFiniteError(MiniGPT4Error):
-    """The loss or its gradient is not a number any more; the batch is saved for inspection."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,8 @@ class Training:
     model: as it is called in training (DDP or plain); core: the model itself, which owns its arithmetic's precision.
     is_sharded: its weights are split over ranks, which must call the same modules in step.
     scaler: on for fp16. lr_at: iteration -> learning rate. stop_requested: asked once per window on every rank.
+    defer: the device alone decides whether weights follow a window, and the host reads its figures when the next one is
+    queued; for a fused optimiser, without a scaler and without split weights (both of which wait anyway).
     clock: told where each phase of a step ends; the model's language decoder marks the end of vision.
     """
 
@@ -53,26 +50,13 @@ class Training:
     job_dir: Path
     stop_requested: Callable[[], bool]
     is_sharded: bool = False
+    defer: bool = False
     clock: PhaseClock = field(default_factory=PhaseClock)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """One window, over all ranks. ``loss`` and ``grad_norm`` are NaN when the window was skipped."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-    samples: int
-    target_tokens: int
-    waited_s: float
-    is_skipped: bool
-    should_stop: bool
 
 
 class BaseTask(ABC):
@@ -88,16 +72,29 @@ class BaseTask(ABC):
         windows: Iterator[list[Batch]],
         numbers: Sequence[int],
         after_window: Callable[[int, StepStats], bool],
+        is_due: Callable[[int], bool] = lambda number: True,
     ) -> bool:
-        """Train the windows ``numbers``; ``after_window`` says whether to go on. Returns whether all were trained."""
+        """Train the windows ``numbers``; ``after_window`` says whether to go on. Returns whether all were trained.
+
+        With ``training.defer`` a GPU does not wait for the host: it is given the next window's gradient to compute
+        before this window's figures are read, unless something ``is_due`` after this window. The next window changes
+        weights only when it is known that this one was good and is not the last, so what a run leaves is the same.
+        """
         training.model.train()
+        late: Figures | None = None
         for number in numbers:
             begun = time.perf_counter()
             window = next(windows)
-            stats = self.train_step(training, window, number, time.perf_counter() - begun)
+            sums = self._queue_gradient(training, window, number, time.perf_counter() - begun)
             del window  # the next window is collated while this name would keep the old one alive
-            if not after_window(number, stats):
+            if late is not None and not after_window(late.number, late.stats):
+                _drop_gradient(training)
                 return False
+            figures = self._follow_gradient(training, sums)
+            late = figures if training.defer and number != numbers[-1] and not is_due(number) else None
+            if late is None and not after_window(number, figures.stats):
+                return False
+            del sums, figures
         return True
 
     def train_step(self, training: Training, window: Sequence[Batch], number: int, waited: float = 0.0) -> StepStats:
@@ -105,8 +102,12 @@ class BaseTask(ABC):
 
         Every row's summed token loss is divided by the global count of target tokens, so neither how samples are
         spread over rows, micro-batches and ranks nor padding weighs into the mean. Rows may differ in number per rank.
-        Raises NonFiniteError before the weights are touched.
+        Raises NonFiniteError; the weights are then untouched.
         """
+        return self._follow_gradient(training, self._queue_gradient(training, window, number, waited)).stats
+
+    def _queue_gradient(self, training: Training, window: Sequence[Batch], number: int, waited: float) -> WindowSums:
+        """The first half of a step: forward and backward of every row. The host waits for nothing."""
         dist = training.dist
         learning_rate = training.lr_at((number + 1) * training.accumulation - 1)
         set_learning_rate(training.optimizer, learning_rate)
@@ -124,21 +125,24 @@ class BaseTask(ABC):
                 except torch.OutOfMemoryError as error:
                     error.add_note(f"window {number + 1}, {describe_row(batch, row, len(rows))}")
                     raise
-        row_losses = torch.stack(losses)[: len(window)]
+        return WindowSums(window, number, learning_rate, waited, torch.stack(losses)[: len(window)], counts)
+
+    def _follow_gradient(self, training: Training, sums: WindowSums) -> Figures:
+        """The second half: clip, then one step of the optimiser, or none where the figures forbid it."""
         norm = self._unscaled_norm(training)
-        total, tokens, samples, grad_norm, stop = self._on_host(training, row_losses, counts, norm)
-        stats = StepStats(
-            total / tokens if tokens else math.nan, grad_norm if tokens else math.nan, learning_rate,
-            int(samples), int(tokens), waited, tokens == 0, stop > 0,
-        )  # fmt: skip
-        self._check_finite(training, stats, window, row_losses, number)
-        if not stats.is_skipped:
+        stop = torch.full((), float(training.stop_requested()), dtype=torch.float64, device=norm.device)
+        votes = training.dist.sum(torch.stack([sums.row_losses.sum(), stop]))
+        values = torch.cat([votes[:1], sums.counts.double(), norm.double()[None], votes[1:]])
+        figures = Figures(training, sums, values)
+        if training.defer and training.optimizer.state:  # the first step makes the moments
+            step_unless(training.optimizer, figures.is_unusable)
+        elif not figures.stats.is_skipped:
             training.scaler.step(training.optimizer)
         training.scaler.update()
         training.optimizer.zero_grad(set_to_none=True)
         training.clock.mark("optimizer")
         training.clock.stop()
-        return stats
+        return figures
 
     def rehearse(self, training: Training, batch: Batch) -> None:
         """One forward and backward before the first window, whose gradient is thrown away.
@@ -184,36 +188,11 @@ class BaseTask(ABC):
         norm: Tensor = nn.utils.clip_grad_norm_(training.parameters, limit)
         return whole(norm) if training.is_sharded else norm
 
-    def _on_host(
-        self, training: Training, row_losses: Tensor, counts: Tensor, norm: Tensor
-    ) -> tuple[float, float, float, float, float]:
-        """loss sum, target tokens, samples, gradient norm, stop votes: the one wait for the device per window."""
-        stop = torch.full((), float(training.stop_requested()), dtype=torch.float64, device=row_losses.device)
-        votes = training.dist.sum(torch.stack([row_losses.sum(), stop]))
-        values = torch.cat([votes[:1], counts.double(), norm.double()[None], votes[1:]]).tolist()
-        return values[0], values[1], values[2], values[3], values[4]
 
-    def _check_finite(
-        self, training: Training, stats: StepStats, window: Sequence[Batch], row_losses: Tensor, number: int
-    ) -> None:
-        # with fp16 an infinite gradient is the scaler's business (it skips the step and halves its scale) until
-        # the scale is so small that overflow cannot be the reason
-        is_overflow = training.scaler.is_enabled() and training.scaler.get_scale() > 1.0
-        is_bad = not math.isfinite(stats.loss) or (not math.isfinite(stats.grad_norm) and not is_overflow)
-        if stats.is_skipped or not is_bad:
-            return
-        bad_rows = [row for row, value in enumerate(row_losses.tolist()) if not math.isfinite(value)]
-        named = bad_rows or range(len(window))
-        ids = [sample_id for row in named for sample_id in window[row].sample_ids]
-        path = _save_window(
-            training, window, number, {"loss": stats.loss, "grad_norm": stats.grad_norm, "samples": ids}
-        )
-        shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
-        raise NonFiniteError(
-            f"window {number + 1}: loss {stats.loss}, gradient norm {stats.grad_norm}; the weights were not changed\n"
-            f"samples on rank {training.dist.rank}: {shown}\n"
-            f"the batch is saved in {path}; look at these samples, lower run.init_lr, or use precision bf16 or fp32"
-        )
+def _drop_gradient(training: Training) -> None:
+    """A window whose gradient is queued was not trained."""
+    training.optimizer.zero_grad(set_to_none=True)
+    training.clock.drop()
 
 
 def _in_step(window: Sequence[Batch], dist: DistContext) -> Sequence[Batch]:
@@ -228,16 +207,3 @@ def row_seed(seed: int, window: int, rank: int, row: int) -> int:
     """A 63-bit seed for dropout in one forward: resuming at any window draws what the undisturbed run drew."""
     digest = hashlib.blake2b(f"{seed}/{window}/{rank}/{row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _save_window(training: Training, window: Sequence[Batch], number: int, report: dict[str, object]) -> Path:
-    """Tensors and ids of a window for inspection: ``<job>/nonfinite/window_<n>_rank<r>.{pt,json}``."""
-    folder = training.job_dir / "nonfinite"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"window_{number + 1}_rank{training.dist.rank}.pt"
-    tensors = ("input_ids", "position_ids", "labels", "images")
-    read = [batch.to(torch.device("cpu")) for batch in window]  # as the model read it
-    rows = [{name: getattr(batch, name) for name in tensors} for batch in read]
-    torch.save([{**row, "sample_ids": list(b.sample_ids)} for row, b in zip(rows, window, strict=True)], path)
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return path

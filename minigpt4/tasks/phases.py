@@ -24,6 +24,7 @@ class PhaseClock:
         self._marks: list[tuple[str, Any]] = []
         self._peaks = dict.fromkeys(PHASES, 0)
         self._is_running = False
+        self._kept = 0
         self._highest = 0
 
     def start(self) -> None:
@@ -45,18 +46,28 @@ class PhaseClock:
     def stop(self) -> None:
         """The clock stands: generation and validation are no phases of a step."""
         self._is_running = False
+        self._kept = len(self._marks)
+
+    def drop(self) -> None:
+        """What has run since the last stop was no step, and the clock stands."""
+        del self._marks[self._kept :]
+        self._is_running = False
 
     def take(self, windows: int) -> dict[str, float]:
-        """Mean seconds per window and peak GB of each phase since the last call; 0 GB on a CPU."""
+        """Mean seconds per window and peak GB of each phase since the last call; 0 GB on a CPU.
+
+        A step that has begun and not ended counts for the next call.
+        """
         seconds = dict.fromkeys(PHASES, 0.0)
-        if self._marks and self._gpu is not None:
-            self._marks[-1][1].synchronize()
-        for (_, before), (phase, after) in pairwise(self._marks):
+        ended, self._marks = self._marks[: self._kept], self._marks[self._kept :]
+        if ended and self._gpu is not None:
+            ended[-1][1].synchronize()
+        for (_, before), (phase, after) in pairwise(ended):
             if phase:
                 seconds[phase] += self._between(before, after)
         values = {f"{phase}_s": value / max(windows, 1) for phase, value in seconds.items()}
         values.update({f"{phase}_gb": peak / 2**30 for phase, peak in self._peaks.items()})
-        self._marks.clear()
+        self._kept = 0
         self._peaks = dict.fromkeys(PHASES, 0)
         return values
 
