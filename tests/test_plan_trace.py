@@ -80,6 +80,20 @@ def test_other_language_models_are_followed_as_well(
     assert predicted.step.peak == pytest.approx(measured - predicted.weights, rel=0.01)
 
 
+@pytest.mark.parametrize("arch", ["minigpt_v2", "minigpt4"])
+def test_cached_vision_is_what_the_filling_and_a_real_step_keep_alive(arch: str, language_model: Path) -> None:
+    cfg = run_config(model_config(language_model, arch, cache_vision="memory"))
+    shape = PICTURE if arch == "minigpt_v2" else QUERIES
+    planner, variant = Planner(cfg, on_gpu=False), Variant("fp32", "as is", "none", cached=True)
+    for samples in (1, 24):
+        row = Row(samples, shape, True, False, "")
+        predicted = planner.estimate(variant, row)
+        measured = probe.measure(cfg, variant, row, has_weights=False, dist=single("cpu"))
+        print(arch, samples, predicted.allocated-predicted.weights, measured-predicted.weights, predicted.filling, predicted.training)
+        assert predicted.allocated - predicted.weights == pytest.approx(measured - predicted.weights, rel=0.02)
+        assert (predicted.allocated == predicted.filling) == (samples == 1)
+
+
 def test_more_samples_and_less_recomputation_need_more(language_model: Path) -> None:
     planner = Planner(run_config(model_config(language_model, "minigpt_v2"), device="auto"), on_gpu=True)
     row = Row(1, PICTURE, True, False, "")
