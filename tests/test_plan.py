@@ -164,7 +164,9 @@ def test_nothing_is_proposed_where_nothing_helps(
 ) -> None:
     code, facts = plan(tmp_path, config, "--gpu", "0.5")
     assert code == 1 and facts["proposals"] == []
-    assert "no change of rows, precision, quantisation or recompute makes it fit" in capsys.readouterr().out
+    assert (
+        "no change of rows, precision, quantisation, recompute, cache or fsdp makes it fit" in capsys.readouterr().out
+    )
 
 
 def test_the_reference_is_accounted_and_explained(

@@ -89,7 +89,14 @@ def test_cached_vision_is_what_the_filling_and_a_real_step_keep_alive(arch: str,
         row = Row(samples, shape, True, False, "")
         predicted = planner.estimate(variant, row)
         measured = probe.measure(cfg, variant, row, has_weights=False, dist=single("cpu"))
-        print(arch, samples, predicted.allocated-predicted.weights, measured-predicted.weights, predicted.filling, predicted.training)
+        print(
+            arch,
+            samples,
+            predicted.allocated - predicted.weights,
+            measured - predicted.weights,
+            predicted.filling,
+            predicted.training,
+        )
         assert predicted.allocated - predicted.weights == pytest.approx(measured - predicted.weights, rel=0.02)
         assert (predicted.allocated == predicted.filling) == (samples == 1)
 

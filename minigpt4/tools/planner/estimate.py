@@ -12,6 +12,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.schema import Config
 from minigpt4.models.frozen_vision import releasable
 from minigpt4.models.generation import GenerationMixin
+from minigpt4.models.split_model import left_whole
 from minigpt4.tools.planner.skeleton import PartBytes, Variant, build_skeleton, parts_of
 from minigpt4.tools.planner.split import Ranks, host_bytes
 from minigpt4.tools.planner.trace import StepBytes, StepTracer
@@ -113,7 +114,8 @@ class Planner:
             model = self.skeleton(variant)
             if variant not in self._parts:  # that of a split model
                 gone = self._gone(model) if variant.cached else []
-                self._parts[variant] = tuple(parts_of(model, gone, variant.shards))
+                with _as_in_training(model, variant):
+                    self._parts[variant] = tuple(parts_of(model, gone, variant.shards, left_whole(model)))
         return self._parts[variant]
 
     def estimate(self, variant: Variant, row: Row) -> Estimate:

@@ -172,12 +172,15 @@ class PartBytes:
     bytes: int
 
 
-def parts_of(model: nn.Module, gone: Collection[str] = (), shards: int = 1) -> list[PartBytes]:
+def parts_of(
+    model: nn.Module, gone: Collection[str] = (), shards: int = 1, whole: Collection[nn.Parameter] = ()
+) -> list[PartBytes]:
     """Parts of a skeleton that has not run yet, in the order of its parameters. gone: children that left the device.
 
-    shards: ranks, of which each holds its part of all parameters; counts stay those of the whole model.
+    shards: ranks, of which each holds its part of all parameters but ``whole``; counts stay those of all ranks.
     """
     counts: dict[tuple[str, str, bool], list[int]] = {}
+    uncut = set(whole)
     for name, parameter in model.named_parameters():
         if name.split(".")[0] in gone:
             continue
@@ -185,7 +188,8 @@ def parts_of(model: nn.Module, gone: Collection[str] = (), shards: int = 1) -> l
         dtype = "nf4" if packed is not None else "int8" if parameter.dtype == torch.int8 else DTYPES[parameter.dtype]
         row = counts.setdefault((part_of(canonical_name(name)), dtype, parameter.requires_grad), [0, 0])
         row[0] += parameter.numel() if packed is None else packed.shape.numel()
-        own = parameter.nbytes if shards == 1 else shard_size(parameter.shape, shards) * parameter.element_size()
+        is_whole = shards == 1 or parameter in uncut
+        own = parameter.nbytes if is_whole else shard_size(parameter.shape, shards) * parameter.element_size()
         row[1] += own + sum(tensor.nbytes for tensor in _scales(parameter))
     for name, buffer in model.named_buffers():
         if name.split(".")[0] in gone:

@@ -58,9 +58,7 @@ class Unit:
     def gathered(self) -> int:
         """Bytes of the whole unit."""
         size = 0 if self.dtype is None else self.dtype.itemsize
-        return sum(
-            shard_size(p.shape, self.shards) * self.shards * (size or p.element_size()) for p in self.parameters
-        )
+        return sum(shard_size(p.shape, self.shards) * self.shards * (size or p.element_size()) for p in self.parameters)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -119,7 +117,8 @@ class Gathering:
         self._done: set[Unit] = set()
         self._reduced: list[Tensor] = []
         self._accumulated: dict[Unit, list[Tensor]] = {}
-        self._kept: list[Tensor] = []  # the last flat buffer of the forward, and the last buffer of gradients
+        self._arrived: Tensor | None = None  # the flat buffer of the unit that the forward is in
+        self._sent: Tensor | None = None  # the buffer of gradients that is being reduced
         self._in_backward = False
 
     @contextlib.contextmanager
@@ -165,7 +164,7 @@ class Gathering:
             if self._in_backward:  # recomputed: it is whole already
                 return None
             self._flat[unit] = _bytes(unit.gathered)
-            self._kept = []
+            self._arrived = None
             self._unpack(unit)
             if unit is self._root or not torch.is_grad_enabled():
                 return None
@@ -183,14 +182,16 @@ class Gathering:
         self._whole[unit] = _bytes(unit.gathered)
         flat = self._flat.pop(unit)
         if not self._in_backward:
-            self._kept = [flat]
+            self._arrived = flat
 
     def _after(self, unit: Unit) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._in_backward:
                 return
             self._order.append(unit)
-            if unit is not self._root:
+            if unit is self._root:
+                self._arrived = None
+            else:
                 del self._whole[unit]
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
@@ -218,10 +219,10 @@ class Gathering:
             return
         self._done.add(unit)
         self._whole.pop(unit, None)
-        self._kept = self._kept[:1]
+        self._sent = None
         if not unit.trained:
             return
-        self._kept.append(_bytes(unit.reduced * unit.shards))
+        self._sent = _bytes(unit.reduced * unit.shards)
         for parameter in unit.trained:
             parameter.grad = None
         self._accumulated.pop(unit, None)
