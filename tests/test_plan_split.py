@@ -39,6 +39,9 @@ CASES: dict[str, tuple[dict[str, Any], Variant, int, bool]] = {
     "all of the language model": (FULL, Variant("fp32", "as is", "none", shards=2), 1, False),
     "all, accumulated": (FULL, Variant("fp32", "as is", "full", shards=2), 1, True),
     "everything": ({"freeze_vit": False, **FULL}, Variant("fp32", "as is", "mlp", shards=2), 1, False),
+    "all, in bf16": (FULL, Variant("bf16", "as is", "none", shards=2), 1, False),
+    "all, in bf16, accumulated": (FULL, Variant("bf16", "as is", "full", shards=2), 1, True),
+    "LoRA, in bf16": ({}, Variant("bf16", "as is", "none", shards=2), 2, True),
     "cached": (FULL, Variant("fp32", "as is", "none", cached=True, shards=2), 1, False),
 }
 

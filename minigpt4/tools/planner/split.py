@@ -122,28 +122,33 @@ class Gathering:
         self._in_backward = False
 
     @contextlib.contextmanager
+    def travelling(self) -> Iterator[None]:
+        """Weights that are gathered in another dtype are of that dtype meanwhile."""
+        masters = {p: p.data for unit in self._units if unit.dtype is not None for p in unit.parameters}
+        for unit in self._units:
+            for parameter in unit.parameters if unit.dtype is not None else ():
+                parameter.data = parameter.data.to(unit.dtype)
+        try:
+            yield
+        finally:
+            for parameter, data in masters.items():
+                parameter.grad, parameter.data = None, data
+
+    @contextlib.contextmanager
     def around(self) -> Iterator[None]:
-        """Forward and backward inside. Weights that travel in another dtype are of that dtype meanwhile."""
+        """Forward and backward inside."""
         everything = [self._root, *self._units]
-        masters = {
-            parameter: parameter.data for unit in everything if unit.dtype is not None for parameter in unit.parameters
-        }
         hooks = []
         for unit in everything:
-            if unit.dtype is not None:
-                for parameter in unit.parameters:
-                    parameter.data = parameter.data.to(unit.dtype)
             hooks.append(unit.module.register_forward_pre_hook(self._before(unit), with_kwargs=True, prepend=True))
             hooks.append(unit.module.register_forward_hook(self._after(unit)))
         try:
             yield
-            for unit in everything:
+            for unit in everything:  # where no gradient came back to an input
                 self._end(unit)
         finally:
             for hook in hooks:
                 hook.remove()
-            for parameter, data in masters.items():
-                parameter.data = data
 
     def accumulate(self) -> None:
         """Earlier rows of the window have left whole float32 gradients."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.common.types import Batch
 from minigpt4.models.base_model import BaseModel
@@ -40,6 +40,26 @@ class StepBytes:
         return self.inputs + self.moments + self.gradients + self.activations
 
 
+class _Whole:
+    """What ``Gathering`` tells of a split model, of one that every GPU holds."""
+
+    def __init__(self, trained: Sequence[nn.Parameter]) -> None:
+        self._trained = trained
+
+    def moments(self) -> list[Tensor]:
+        return [torch.empty_like(parameter) for parameter in self._trained for _ in range(2)]
+
+    def accumulate(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = torch.empty_like(parameter)
+
+    def travelling(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def around(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
 class StepTracer:
     """Runs training steps of models on the meta device; ``on_gpu``: with a GPU's dtypes, kernels and block sizes."""
 
@@ -55,23 +75,18 @@ class StepTracer:
         """
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gathering = Gathering(model, shards) if shards > 1 else None
+        held = Gathering(model, shards) if shards > 1 else _Whole(trained)
         calls, memory = GpuCalls(self._on_gpu), self._memory()
-        with _gpu_autocast_flag(model.dtype != torch.float32), memory:
-            if gathering is None:
-                moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
-            else:
-                moments = gathering.moments()
+        with _gpu_autocast_flag(model.dtype != torch.float32), held.travelling(), memory:
+            moments = held.moments()
             bytes_of_moments = memory.alive
-            if has_gradients and gathering is not None:
-                gathering.accumulate()
-            for parameter in trained if has_gradients and gathering is None else ():
-                parameter.grad = torch.empty_like(parameter)
+            if has_gradients:
+                held.accumulate()
             bytes_of_gradients = memory.alive - bytes_of_moments
             for tensor in (batch.input_ids, batch.position_ids, batch.labels, batch.images):
                 memory.count(tensor)
             before = memory.alive
-            with gathering.around() if gathering is not None else contextlib.nullcontext(), calls:
+            with held.around(), calls:
                 loss = self._task.loss(model, batch).loss_sum
                 calls.end_forward()
                 torch.autograd.backward(loss)
