@@ -54,6 +54,8 @@ def start(config: str, planner: Planner, window: Window, estimate: Estimate) -> 
         result.sections.append(cards_table(planner, estimate))
     if estimate.variant.shards > 1:
         result.sections.append(split_text(planner, estimate))
+    elif planner.cfg.run.parallel == "fsdp":
+        result.sections.append("run.parallel fsdp splits nothing on one GPU; --gpus N says how many there are.")
     result.facts = {"config": config, "window": asdict(window), **estimate_facts(estimate)}
     result.facts["per_sample"] = {
         policy: dict(
@@ -162,11 +164,14 @@ def row_text(estimate: Estimate) -> str:
 def split_text(planner: Planner, estimate: Estimate) -> str:
     """What fsdp gathers, and what its start needs."""
     root, *others = (unit.gathered for unit in find_units(planner.skeleton(estimate.variant), estimate.variant.shards))
+    whole = ""
+    if estimate.step.gradients:
+        whole = " A window of one row keeps no whole gradients: run.accum_grad_iters=1 and larger batches do as much."
     return (
         f"run.parallel fsdp, split over {estimate.variant.shards} of {planner.ranks.count} GPUs: embedding, head, "
         f"projection and norms ({gigabytes(root)}) are whole during a row, two units of at most "
         f"{gigabytes(max(others))} are there at a time. While it starts, the processes of a node build "
-        f"{planner.ranks.on_a_node} models in host memory: {gigabytes(estimate.host)}."
+        f"{planner.ranks.on_a_node} models in host memory: {gigabytes(estimate.host)}.{whole}"
     )
 
 
@@ -174,7 +179,7 @@ def auto_cache_text(passes: float) -> str:
     """Why the plan caches, and when the run would not."""
     return (
         f"model.cache_vision auto: the run makes about {passes:.1f} passes over the data, so features are planned. "
-        "It goes on with pixels where they need more than half of the free disk, or a data set does not know its pictures."
+        "The run keeps pixels where they need more than half of the free disk, or a data set does not know its pictures."
     )
 
 
