@@ -89,4 +89,9 @@ def test_a_gpu_is_described_with_the_card_that_the_planner_takes(
     cfg = run_config(model_config(language_model, "minigpt_v2"))
     error = memory_full(cfg, Path("a b/config.yaml"), "window 9", torch.device("cuda"), torch.OutOfMemoryError(TEXT))
     assert "now allocated 23.10 GB, reserved by PyTorch 24.20 GB, the GPU has 25.40 GB" in str(error)
-    assert str(error).endswith("minigpt4 plan --cfg-path 'a b/config.yaml' --gpu 24.8")
+    command = "minigpt4 plan --cfg-path 'a b/config.yaml' --gpu 24.8"
+    assert str(error).endswith(command)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    cfg = run_config(model_config(language_model, "minigpt_v2"), parallel="fsdp", shard_over="node")
+    error = memory_full(cfg, Path("a b/config.yaml"), "window 9", torch.device("cuda"), torch.OutOfMemoryError(TEXT), 4)
+    assert str(error).endswith(f"{command} --gpus 4 --gpus-per-node 2")

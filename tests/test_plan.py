@@ -81,12 +81,17 @@ def test_lengths_and_steps_come_from_the_data_where_it_is(tmp_path: Path, config
     assert facts["window"]["supervised"] < 8 * facts["row"]["sample"]["answer"]
 
 
-def test_flags_win_over_the_data(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_flags_win_over_the_data(tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config["datasets"]["faces"]["build_info"] = write_faces(tmp_path, ["a"] * 16)
     _, facts = plan(tmp_path, config, "--answer-tokens", "50", "--prompt-tokens", "10", "--gpus", "2")
     assert facts["row"]["sample"] == {"images": 1, "image_tokens": 4, "prompt": 11, "answer": 50}
     assert (facts["window"]["steps"], facts["window"]["gpus"]) == (3, 2)
     assert facts["gradients"] > 0  # DDP's buckets are always there
+    _, split = plan(tmp_path, config, "--ranks", "2", "--options", "run.parallel=fsdp", "model.cache_vision=auto")
+    assert split["variant"]["shards"] == 2 and split["variant"]["cached"]  # three epochs are three passes
+    assert split["weights"] < facts["weights"] and split["host"] > 2 * facts["weights"] and split["filling"] > 0
+    shown = capsys.readouterr().out
+    assert "split over 2 of 2 GPUs" in shown and "about 3.0 passes" in shown and "filling the cache" in shown
 
 
 def test_a_data_set_of_texts_has_no_image(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -101,6 +106,7 @@ def test_a_data_set_of_texts_has_no_image(tmp_path: Path, config: dict[str, Any]
         ({"llama_model": "nowhere/Vicuna-13b"}, (), "Without any file: --llm-shape vicuna-13b (known: llama2-7b"),
         ({}, ("--llm-shape", "llama-7b"), "unknown 'llama-7b' (did you mean 'llama2-7b'?)"),
         ({}, ("--gpus", "0"), "--gpus must be >= 1, got 0"),
+        ({}, ("--gpus", "6", "--gpus-per-node", "4"), "--gpus 6 do not divide into nodes of 4 (--gpus-per-node)"),
         ({}, ("--answer-tokens", "0"), "--answer-tokens must be >= 1, got 0"),
         ({"lora_r": -1}, (), "lora_r must be >= 0"),
         ({"image_size": 57}, (), "57 is not divisible by the patch size 14"),
@@ -159,12 +165,22 @@ def test_a_smaller_micro_batch_keeps_the_effective_batch(tmp_path: Path, config:
     assert after["total"] == facts["proposals"][0]["total"] and after["window"]["steps"] == before["window"]["steps"]
 
 
+def test_a_probe_of_one_process_does_not_measure_fsdp(
+    tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["run"].update(device="cpu", parallel="fsdp")
+    assert plan(tmp_path, config, "--probe", "--gpus", "2")[0] == 2
+    assert "cannot measure run.parallel: fsdp" in capsys.readouterr().err
+
+
 def test_nothing_is_proposed_where_nothing_helps(
     tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, facts = plan(tmp_path, config, "--gpu", "0.5")
     assert code == 1 and facts["proposals"] == []
-    assert "no change of rows, precision, quantisation or recompute makes it fit" in capsys.readouterr().out
+    assert (
+        "no change of rows, precision, quantisation, recompute, cache or fsdp makes it fit" in capsys.readouterr().out
+    )
 
 
 def test_the_reference_is_accounted_and_explained(

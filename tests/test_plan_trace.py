@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,33 @@ def test_other_language_models_are_followed_as_well(
     predicted = Planner(cfg, on_gpu=False).estimate(variant, row)
     measured = probe.measure(cfg, variant, row, has_weights=False, dist=single("cpu"))
     assert predicted.step.peak == pytest.approx(measured - predicted.weights, rel=0.01)
+
+
+@pytest.mark.parametrize(("arch", "samples"), [("minigpt_v2", 24), ("minigpt4", 1)])
+def test_cached_vision_needs_what_its_filling_or_a_real_step_keeps_alive(
+    arch: str, samples: int, language_model: Path
+) -> None:
+    cfg = run_config(model_config(language_model, arch, cache_vision="memory"))
+    variant = Variant("fp32", "as is", "none", cached=True)
+    row = Row(samples, PICTURE if arch == "minigpt_v2" else QUERIES, True, False, "")
+    predicted = Planner(cfg, on_gpu=False).estimate(variant, row)
+    measured = probe.measure(cfg, variant, row, has_weights=False, dist=single("cpu"))
+    assert predicted.allocated - predicted.weights == pytest.approx(measured - predicted.weights, rel=0.01)
+    assert (predicted.allocated == predicted.filling) == (samples == 1)  # else a step is the fullest moment
+
+
+def test_on_a_gpu_cached_vision_trains_without_its_tower_and_with_features_in_half_precision(
+    language_model: Path,
+) -> None:
+    planner = Planner(run_config(model_config(language_model, "minigpt4"), device="auto"), on_gpu=True)
+    row, variant = Row(2, QUERIES, True, False, ""), Variant("bf16", "as is", "none")
+    pixels, cached = (planner.estimate(replace(variant, cached=is_cached), row) for is_cached in (False, True))
+    gone = {part.name for part in pixels.parts} - {part.name for part in cached.parts}
+    assert gone == {"visual_encoder", "ln_vision", "Qformer"}
+    assert planner.picture_bytes(variant) == 32 * 96 * 2
+    # ids, positions and labels are the same; blocks of 512 bytes
+    assert pixels.step.inputs - cached.step.inputs == 2 * (3 * 112 * 112 * 4 - 32 * 96 * 2)
+    assert cached.filling > pixels.weights
 
 
 def test_more_samples_and_less_recomputation_need_more(language_model: Path) -> None:

@@ -45,15 +45,21 @@ def shard(
 
 
 def _policy(unit: nn.Module | None, dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Everything is gathered in its own dtype and reduced in float32; a unit that trains as a whole goes over the wire
-    in the arithmetic's dtype, to which autocast would bring its float32 masters anyway. Inputs stay as they are."""
+    """Gradients are reduced in float32, inputs stay as they are."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    trains = unit is not None and all(parameter.requires_grad for parameter in unit.parameters())
-    is_half = dtype != torch.float32
     return MixedPrecisionPolicy(
-        param_dtype=dtype if trains and is_half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=gathered_dtype(unit, dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+
+
+def gathered_dtype(unit: nn.Module | None, dtype: torch.dtype) -> torch.dtype | None:
+    """In which a unit (None: the root) goes over the wire; None: every weight in its own.
+
+    dtype: of the arithmetic. Autocast would bring the float32 masters of a unit that trains as a whole to it anyway.
+    """
+    trains = unit is not None and all(parameter.requires_grad for parameter in unit.parameters())
+    return dtype if trains and dtype != torch.float32 else None
 
 
 def make_mesh(dist: DistContext, over: str) -> DeviceMesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
@@ -69,20 +70,25 @@ def feature_shape(model: BaseModel) -> tuple[int, int]:
     return int(features.shape[1]), int(features.shape[2])
 
 
+def releasable(model: BaseModel) -> Iterator[tuple[str, bool]]:
+    """(name, whether a copy goes to the CPU) of every child that ``release`` frees."""
+    vision = {id(parameter) for _, parameter in vision_parameters(model)}
+    kept = {id(parameter) for _, parameter in model.frozen_without_file()}
+    for name, child in model.named_children():
+        own = {id(parameter) for parameter in child.parameters()}
+        if own and own <= vision:
+            yield name, not own.isdisjoint(kept)
+
+
 def release(model: BaseModel) -> int:
     """Frees the vision part, whose features are known; returns the bytes that left the device.
 
     Weights without a file go to the CPU, as checkpoints hold them. The model reads no pixels any more.
     """
-    vision = {id(parameter) for _, parameter in vision_parameters(model)}
-    kept = {id(parameter) for _, parameter in model.frozen_without_file()}
     freed = 0
-    for child in model.children():
-        own = list(child.parameters())
-        if not own or not all(id(parameter) in vision for parameter in own):
-            continue
-        target = torch.device("cpu" if any(id(parameter) in kept for parameter in own) else "meta")
-        freed += sum(p.numel() * p.element_size() for p in own if p.device != target)
+    for name, is_kept in releasable(model):
+        child, target = model.get_submodule(name), torch.device("cpu" if is_kept else "meta")
+        freed += sum(p.numel() * p.element_size() for p in child.parameters() if p.device != target)
         child.to(target)
     if freed and model.device.type == "cuda":
         torch.cuda.empty_cache()  # otherwise torch keeps it for tensors of the same size

@@ -35,9 +35,18 @@ def split(model: BaseModel, mesh: DeviceMesh) -> None:
     Units are the layers of the language model and the blocks of the tower. All else (embedding, head, projection,
     norms, Q-Former) is the root's, whole during a row. Raises ConfigError for a language model without such layers.
     """
-    freed = [] if model.reads_pixels else [parameter for _, parameter in vision_parameters(model)]
-    shard(model, [*_blocks(model), *_layers(model)], mesh, model.dtype, freed)
+    shard(model, units(model), mesh, model.dtype, left_whole(model))
     model.is_sharded = True
+
+
+def units(model: BaseModel) -> list[nn.Module]:
+    """What is gathered piece by piece, in the order of the forward. Raises ConfigError as ``split`` does."""
+    return [*_blocks(model), *_layers(model)]
+
+
+def left_whole(model: BaseModel) -> list[nn.Parameter]:
+    """What is not split: a vision part that was freed."""
+    return [] if model.reads_pixels else [parameter for _, parameter in vision_parameters(model)]
 
 
 def _layers(model: BaseModel) -> list[nn.Module]:

@@ -157,7 +157,8 @@ class RunnerBase:
                     )
             except torch.OutOfMemoryError as error:
                 place = "; ".join(getattr(error, "__notes__", ())) or f"window {self.progress.window + 1}"
-                raise memory_full(self.cfg, self.job_dir / "config.yaml", place, self.dist.device, error) from None
+                config, dist = self.job_dir / "config.yaml", self.dist
+                raise memory_full(self.cfg, config, place, dist.device, error, dist.world_size) from None
             finally:
                 batches.close()  # ends the loader's workers
                 for tracker in self.trackers if self.dist.is_main else ():

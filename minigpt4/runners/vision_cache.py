@@ -30,7 +30,7 @@ from minigpt4.runners.feature_fill import Filling
 
 log = logging.getLogger(__name__)
 
-_LEAST_PASSES = 2.0
+LEAST_PASSES = 2.0
 """Passes over the data before ``auto`` finds a cache worth it."""
 _MOST_MEMORY = 0.9
 _DRAWS = 8
@@ -75,8 +75,8 @@ def use_cache(
     if mode == "off" or not datasets:
         return {}
     problem = why_not(model, datasets)
-    if not problem and mode == "auto" and passes < _LEAST_PASSES:
-        problem = f"the run makes {passes:.1f} passes over the data, a cache pays off from {_LEAST_PASSES:.0f} on"
+    if not problem and mode == "auto" and passes < LEAST_PASSES:
+        problem = f"the run makes {passes:.1f} passes over the data, a cache pays off from {LEAST_PASSES:.0f} on"
     if problem:
         if mode != "auto":
             raise ConfigError(f"model.cache_vision {mode}: {problem}; set it to off")

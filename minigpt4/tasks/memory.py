@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.schema import Config
+from minigpt4.common.sharding import ranks_per_node
 from minigpt4.common.types import Batch
 
 
@@ -25,7 +27,9 @@ def describe_row(batch: Batch, number: int, count: int) -> str:
     )
 
 
-def memory_full(cfg: Config, config_file: Path, place: str, device: torch.device, error: Exception) -> MemoryFullError:
+def memory_full(
+    cfg: Config, config_file: Path, place: str, device: torch.device, error: Exception, ranks: int = 1
+) -> MemoryFullError:
     """The error for the user. ``place``: what was being computed; ``config_file``: the resolved YAML of the run."""
     lines = [f"out of memory in {place}", str(error).split(" See documentation")[0].split(" If reserved")[0]]
     card = []
@@ -37,6 +41,10 @@ def memory_full(cfg: Config, config_file: Path, place: str, device: torch.device
             f"the GPU has {total / 1e9:.2f} GB"
         )
         card = ["--gpu", f"{total / 1.025e9:.1f}"]
+    if ranks > 1:
+        card += ["--gpus", str(ranks)]
+        if cfg.run.shard_over == "node":
+            card += ["--gpus-per-node", str(ranks_per_node(os.environ, ranks))]
     lines.append("what needs less memory, the cheapest first; add one after the other:")
     lines += [f"  --options {option}" for option in _options(cfg)]
     command = shlex.join(["minigpt4", "plan", "--cfg-path", str(config_file), *card])

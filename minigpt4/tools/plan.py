@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minigpt4.tools.planner.estimate import Estimate, Planner
     from minigpt4.tools.planner.proposal import Work
     from minigpt4.tools.planner.report import Report
+    from minigpt4.tools.planner.split import Ranks
     from minigpt4.tools.planner.workload import Row
 
 _REFERENCES = ("upstream", "fork")
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  minigpt4 plan --cfg-path train_configs/minigptv2_finetune_gpt4vision.yaml --gpu 24 --answer-tokens 120\n"
         "  minigpt4 plan --cfg-path my.yaml --llm-shape llama2-13b --options model.load_in_4bit=True\n"
+        "  minigpt4 plan --cfg-path my.yaml --gpus 8 --gpu 80 --options run.parallel=fsdp\n"
         "  minigpt4 plan --cfg-path my.yaml --model-reference fork\n"
         "  minigpt4 plan --cfg-path my.yaml --probe",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,7 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu", type=_positive, metavar="GB", help="size of the card; what does not fit gets a proposal"
     )
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="number of GPUs, for the effective batch")
+    parser.add_argument(
+        "--gpus", "--ranks", type=int, default=1, metavar="N",
+        help="number of GPUs: the effective batch, and what fsdp splits the model over",
+    )  # fmt: skip
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: all; counts for shard_over: node")
     parser.add_argument("--answer-tokens", type=int, metavar="N", help="default: measured, else max_txt_len")
     parser.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="without image and BOS; default: measured, else 30"
@@ -79,20 +85,24 @@ def _positive(text: str) -> float:
 def run(cfg: Config, given: argparse.Namespace) -> int:
     """The plan of a configuration whose language model is known."""
     from minigpt4.tools.planner import report
-    from minigpt4.tools.planner.choice import choose
+    from minigpt4.tools.planner.choice import choose, passes_for_auto
     from minigpt4.tools.planner.estimate import Planner, usable_bytes
     from minigpt4.tools.planner.proposal import propose
     from minigpt4.tools.planner.skeleton import configured_variant
 
-    planner = Planner(cfg, on_gpu=cfg.run.device != "cpu")
-    variant = configured_variant(cfg, planner.on_gpu)
+    planner = Planner(cfg, cfg.run.device != "cpu", find_ranks(given))
+    variant = configured_variant(cfg, planner.on_gpu, planner.ranks)
+    if given.probe and variant.shards > 1:
+        raise ConfigError("--probe runs one process, which holds a whole model; it cannot measure run.parallel: fsdp")
     work, row = find_work(planner, planner.skeleton(variant), given)
+    passes = passes_for_auto(cfg, planner.skeleton(variant), work.sets, work.window)
+    variant = replace(variant, cached=variant.cached or passes > 0)
     if cfg.run.recompute == "auto" and given.gpu:
-        variant = replace(variant, recompute=choose(planner, row, usable_bytes(given.gpu))[0])
+        variant = replace(variant, recompute=choose(planner, row, usable_bytes(given.gpu), [variant])[0])
     estimate = planner.estimate(variant, row)
     result = report.start(str(given.cfg_path), planner, work.window, estimate)
-    if cfg.run.parallel == "fsdp":
-        result.sections.append("run.parallel fsdp: what the ranks share is not counted; this is a whole model per GPU.")
+    if passes:
+        result.sections.append(report.auto_cache_text(passes))
     code = 0
     if given.gpu:
         code = int(estimate.verdict(given.gpu) == "no")
@@ -112,12 +122,23 @@ def find_work(planner: Planner, model: GenerationMixin, given: argparse.Namespac
     from minigpt4.tools.planner.lengths import Assumed, find_rows
     from minigpt4.tools.planner.proposal import Work
 
-    for flag, value, least in (("gpus", given.gpus, 1), ("answer-tokens", given.answer_tokens, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{flag} must be >= {least}, got {value}")
+    if given.answer_tokens is not None and given.answer_tokens < 1:
+        raise ConfigError(f"--answer-tokens must be >= 1, got {given.answer_tokens}")
     assumed = Assumed(given.prompt_tokens, given.answer_tokens, can_encode=not given.llm_shape)
     sets, window, row = find_rows(planner.cfg, model, assumed, given.gpus)
     return Work(sets, window), row
+
+
+def find_ranks(given: argparse.Namespace) -> Ranks:
+    """The GPUs that the flags name. Raises ConfigError for numbers that do not go together."""
+    from minigpt4.tools.planner.split import Ranks
+
+    for flag, value in (("gpus", given.gpus), ("gpus-per-node", given.gpus_per_node)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} must be >= 1, got {value}")
+    if given.gpus_per_node and given.gpus % given.gpus_per_node:
+        raise ConfigError(f"--gpus {given.gpus} do not divide into nodes of {given.gpus_per_node} (--gpus-per-node)")
+    return Ranks(given.gpus, given.gpus_per_node or 0)
 
 
 def add_reference(result: Report, kind: str, planner: Planner, work: Work, estimate: Estimate) -> None:
@@ -146,6 +167,7 @@ def add_probe(result: Report, given: argparse.Namespace, cfg: Config, estimate: 
         has_weights = not given.llm_shape
     except ConfigError:  # told one by one when training starts; here random weights measure the same
         has_weights = False
-    measured = probe.measure(cfg, estimate.variant, estimate.row, has_weights, dist)
+    row = replace(estimate.row, adds_up=estimate.step.gradients > 0)  # DDP's buckets stand for an earlier row
+    measured = probe.measure(cfg, estimate.variant, row, has_weights, dist)
     result.sections.append(report.probe_text(estimate, measured, has_weights))
     result.facts["measured"] = measured

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from minigpt4.models.frozen_vision import why_not_frozen
 from minigpt4.tools.planner.estimate import FRAGMENTS, Estimate, Planner, usable_bytes
 from minigpt4.tools.planner.skeleton import POLICIES, Variant
 from minigpt4.tools.planner.workload import Row, SetLengths, Window, fullest_row
 
 # What a change costs, as a share of time; nf4 also costs some quality. Among sets of equal size the cheapest wins.
 _COSTS = {
-    "precision": 0.0, "smaller rows": 0.03, "int8": 0.1, "nf4": 0.2, "recompute mlp": 0.24, "recompute full": 0.36,
+    "precision": 0.0, "cached vision": 0.01, "smaller rows": 0.03, "int8": 0.1, "fsdp": 0.15, "nf4": 0.2,
+    "recompute mlp": 0.24, "recompute full": 0.36,
 }  # fmt: skip
+_MOST_CHANGES = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def propose(planner: Planner, work: Work, start: Estimate, card_gb: float) -> li
     usable = usable_bytes(card_gb)
     for room in (usable / (1 + FRAGMENTS), usable):
         found: list[Proposal] = []
-        for candidate in _candidates(planner, start):
+        for candidate in _candidates(planner, work, start):
             if found and len(candidate.names) > len(found[0].changes):
                 break
             proposal = _try(planner, work, start, candidate, int(room))
@@ -68,23 +71,38 @@ def _try(planner: Planner, work: Work, start: Estimate, candidate: _Try, room: i
     return _describe(planner, work, candidate, start, estimate) if estimate.total <= room else None
 
 
-def _candidates(planner: Planner, start: Estimate) -> list[_Try]:
-    """Every combination of changes, fewest first, then by cost."""
+def _shows_pictures(work: Work) -> bool:
+    return any(item.longest.images for item in work.sets)
+
+
+def _candidates(planner: Planner, work: Work, start: Estimate) -> list[_Try]:
+    """Combinations of up to four changes, fewest first, then by cost."""
     variant, cfg = start.variant, planner.cfg
     is_random = bool(cfg.model.llama_weights)  # random weights cannot be quantised
-    may_quantise = cfg.model.freeze_llm and planner.on_gpu and not is_random
+    may_quantise = cfg.model.freeze_llm and planner.on_gpu and not is_random and variant.shards == 1
+    splits = (
+        (planner.ranks.count,) if planner.ranks.count > 1 and variant.shards == 1 and variant.base == "as is" else ()
+    )
+    caches = () if variant.cached or why_not_frozen(planner.skeleton(variant)) or not _shows_pictures(work) else (True,)
     bases = {"as is": ("int8", "nf4"), "int8": ("nf4",), "nf4": ()}[variant.base] if may_quantise else ()
     precisions = ("bf16",) if variant.precision == "fp32" and planner.on_gpu else ()
     recomputes = POLICIES[POLICIES.index(variant.recompute) + 1 :]
     shrinks = (True,) if start.row.samples > 1 else ()
     found = []
-    for precision, base, recompute, shrink in itertools.product(
-        (None, *precisions), (None, *bases), (None, *recomputes), (False, *shrinks)
+    for precision, base, recompute, shrink, cached, shards in itertools.product(
+        (None, *precisions), (None, *bases), (None, *recomputes), (False, *shrinks), (False, *caches), (None, *splits)
     ):
         names = [name for name, chosen in (("precision", precision), (f"recompute {recompute}", recompute)) if chosen]
         names += [base] if base else []
         names += ["smaller rows"] if shrink else []
-        changed = Variant(precision or variant.precision, base or variant.base, recompute or variant.recompute)
+        names += ["cached vision"] if cached else []
+        names += ["fsdp"] if shards else []
+        if len(names) > _MOST_CHANGES or (base and shards):  # quantised weights cannot be split
+            continue
+        changed = Variant(
+            precision or variant.precision, base or variant.base, recompute or variant.recompute,
+            cached or variant.cached, shards or variant.shards,
+        )  # fmt: skip
         found.append(_Try(changed, shrink, tuple(names)))
     found.sort(key=lambda item: (len(item.names), sum(_COSTS[name] for name in item.names)))
     return found[1:]
@@ -111,26 +129,35 @@ def _work_of(work: Work, row: Row, samples: int) -> tuple[Work, Row]:
     return Work(sets, window), fullest_row(sets, window, False, 0)
 
 
+_TEXTS = {
+    "precision": "16-bit weights and arithmetic",
+    "int8": "int8 weights of the frozen language model",
+    "nf4": "nf4 weights of the frozen language model",
+    "recompute mlp": "MLPs recomputed in the backward pass (+24 % time)",
+    "recompute full": "layers recomputed in the backward pass (+36 % time)",
+    "cached vision": "vision features kept on disk, {picture:,.0f} kB per picture, no tower on the GPU in training",
+    "fsdp": "weights, gradients and moments split over {ranks} GPUs",
+}
+_OPTIONS = {
+    "precision": "run.precision=bf16", "int8": "model.low_resource=True", "nf4": "model.load_in_4bit=True",
+    "recompute mlp": "run.recompute=mlp", "recompute full": "run.recompute=full",
+    "cached vision": "model.cache_vision=disk", "fsdp": "run.parallel=fsdp",
+}  # fmt: skip
+
+
 def _describe(planner: Planner, work: Work, candidate: _Try, start: Estimate, estimate: Estimate) -> Proposal:
     changes, options = [], []
+    picture = planner.picture_bytes(candidate.variant) / 1e3 if candidate.variant.cached else 0.0
     for name in candidate.names:
-        text, keys = {
-            "precision": ("16-bit weights and arithmetic", ["run.precision=bf16"]),
-            "int8": ("int8 weights of the frozen language model", ["model.low_resource=True"]),
-            "nf4": ("nf4 weights of the frozen language model", list(_nf4_options(start.variant))),
-            "recompute mlp": ("MLPs recomputed in the backward pass (+24 % time)", ["run.recompute=mlp"]),
-            "recompute full": ("layers recomputed in the backward pass (+36 % time)", ["run.recompute=full"]),
-            "smaller rows": _smaller_rows(planner, work, start.row, estimate.row),
-        }[name]
+        if name == "smaller rows":
+            text, keys = _smaller_rows(planner, work, start.row, estimate.row)
+        else:
+            text, keys = _TEXTS[name].format(picture=picture, ranks=planner.ranks.count), [_OPTIONS[name]]
+            if name == "nf4" and start.variant.base == "int8":
+                keys = ["model.low_resource=False", *keys]
         changes.append(text)
         options += keys
     return Proposal(tuple(changes), tuple(options), estimate)
-
-
-def _nf4_options(variant: Variant) -> Iterator[str]:
-    if variant.base == "int8":
-        yield "model.low_resource=False"
-    yield "model.load_in_4bit=True"
 
 
 def _smaller_rows(planner: Planner, work: Work, before: Row, row: Row) -> tuple[str, list[str]]:

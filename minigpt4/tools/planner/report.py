@@ -10,6 +10,7 @@ from minigpt4.tools.planner.estimate import CARDS, Estimate, Planner, usable_byt
 from minigpt4.tools.planner.proposal import Proposal
 from minigpt4.tools.planner.reference import Item
 from minigpt4.tools.planner.skeleton import POLICIES, Variant
+from minigpt4.tools.planner.split import find_units
 from minigpt4.tools.planner.workload import Window
 
 TIGHT = "; rows of changing length may fragment the memory"
@@ -51,6 +52,10 @@ def start(config: str, planner: Planner, window: Window, estimate: Estimate) -> 
     result.sections += [parts_table(estimate), memory_table(estimate), policies_table(planner, estimate)]
     if planner.on_gpu:
         result.sections.append(cards_table(planner, estimate))
+    if estimate.variant.shards > 1:
+        result.sections.append(split_text(planner, estimate))
+    elif planner.cfg.run.parallel == "fsdp":
+        result.sections.append("run.parallel fsdp splits nothing on one GPU; --gpus N says how many there are.")
     result.facts = {"config": config, "window": asdict(window), **estimate_facts(estimate)}
     result.facts["per_sample"] = {
         policy: dict(
@@ -124,15 +129,27 @@ def parts_table(estimate: Estimate) -> Table:
 def memory_table(estimate: Estimate) -> Table:
     """The account of the fullest moment."""
     step = estimate.step
-    rows = [("weights", gigabytes(estimate.weights), "")]
-    rows.append(("optimiser", gigabytes(step.moments), "AdamW: two float32 moments of what trains"))
+    is_split = estimate.variant.shards > 1
+    part = "this GPU's part" if is_split else ""
+    rows = [("weights", gigabytes(estimate.weights), part)]
+    moments = "AdamW: two float32 moments of what trains"
+    rows.append(("optimiser", gigabytes(step.moments), f"{moments}, {part}" if part else moments))
     if step.gradients:
-        rows.append(("gradients", gigabytes(step.gradients), "float32, kept from earlier rows of the window"))
-    rows.append(("batch", gigabytes(step.inputs), "images and ids on the device"))
-    rows.append(("activations", gigabytes(step.activations), "and what else the step holds at its fullest moment"))
+        whole = "whole on every GPU, " if is_split else ""
+        rows.append(("gradients", gigabytes(step.gradients), f"float32, {whole}kept from earlier rows of the window"))
+    rows.append(("batch", gigabytes(step.inputs), "images (or their features) and ids on the device"))
+    gathered = "layers that are gathered, " if is_split else ""
+    rows.append(
+        ("activations", gigabytes(step.activations), f"{gathered}and what else the step holds at its fullest moment")
+    )
     if estimate.context:
         rows.append(("CUDA context", gigabytes(estimate.context), "assumed, 0.4 to 0.8 GB; PyTorch does not count it"))
     rows.append(("peak", gigabytes(estimate.total), "predicted, per GPU"))
+    if estimate.filling:
+        filling = estimate.filling + estimate.context
+        rows.insert(
+            -1, ("filling the cache", gigabytes(filling), "before training: tower, a batch of pictures; no step")
+        )
     title = f"Memory: {estimate.variant.text}; {row_text(estimate)}"
     return Table(title, ("", "bytes", ""), tuple(rows), (1,))
 
@@ -142,6 +159,28 @@ def row_text(estimate: Estimate) -> str:
     row = estimate.row
     samples = "1 sample" if row.samples == 1 else f"{row.samples} samples"
     return f"{'packed row' if row.packed else 'micro-batch'} of {samples} of {row.shape.text}; lengths: {row.source}"
+
+
+def split_text(planner: Planner, estimate: Estimate) -> str:
+    """What fsdp gathers, and what its start needs."""
+    root, *others = (unit.gathered for unit in find_units(planner.skeleton(estimate.variant), estimate.variant.shards))
+    whole = ""
+    if estimate.step.gradients:
+        whole = " A window of one row keeps no whole gradients: run.accum_grad_iters=1 and larger batches do as much."
+    return (
+        f"run.parallel fsdp, split over {estimate.variant.shards} of {planner.ranks.count} GPUs: embedding, head, "
+        f"projection and norms ({gigabytes(root)}) are whole during a row, two units of at most "
+        f"{gigabytes(max(others))} are there at a time. While it starts, the processes of a node build "
+        f"{planner.ranks.on_a_node} models in host memory: {gigabytes(estimate.host)}.{whole}"
+    )
+
+
+def auto_cache_text(passes: float) -> str:
+    """Why the plan caches, and when the run would not."""
+    return (
+        f"model.cache_vision auto: the run makes about {passes:.1f} passes over the data, so features are planned. "
+        "The run keeps pixels where they need more than half of the free disk, or a data set does not know its pictures."
+    )
 
 
 def policies_table(planner: Planner, estimate: Estimate) -> Table:
@@ -178,7 +217,7 @@ def card_text(proposals: Sequence[Proposal], estimate: Estimate, card_gb: float)
         return f"{card_gb:g} GB card: {verdict} ({room}){TIGHT if verdict == 'tight' else ''}"
     lines = [f"{card_gb:g} GB card: does not fit ({room})"]
     if not proposals:
-        return f"{lines[0]}, and no change of rows, precision, quantisation or recompute makes it fit"
+        return f"{lines[0]}, and no change of rows, precision, quantisation, recompute, cache or fsdp makes it fit"
     for number, item in enumerate(proposals):
         word = "The smallest change that fits" if number == 0 else "or"
         found = f"{gigabytes(item.estimate.total)}, {item.estimate.verdict(card_gb)}"
@@ -219,5 +258,7 @@ def estimate_facts(estimate: Estimate) -> dict[str, Any]:
         "context": estimate.context,
         "allocated": estimate.allocated,
         "total": estimate.total,
+        "filling": estimate.filling,
+        "host": estimate.host,
         "cards": {str(card): estimate.verdict(card) for card in CARDS},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from minigpt4.models.weights import canonical_name, part_of
 from minigpt4.runners.parts import build_model
 from minigpt4.tools.live_memory import LiveMemory
 from minigpt4.tools.planner.pretend import MetaOperations
+from minigpt4.tools.planner.split import Ranks, shard_size
 
 _7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}
 _13B = {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13824}
@@ -41,12 +42,15 @@ POLICIES = ("none", "mlp", "full")
 class Variant:
     """What may be changed so that a run fits. precision: bf16 | fp16 | fp32. base: as is | int8 | nf4.
 
-    recompute: none | mlp | full.
+    recompute: none | mlp | full. cached: features of a vision cache take the place of pixels. shards: ranks that fsdp
+    splits the model over; 1 = it is whole on every GPU.
     """
 
     precision: str
     base: str
     recompute: str
+    cached: bool = False
+    shards: int = 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,7 +60,14 @@ class Variant:
     @property
     def text(self) -> str:
         """For people."""
-        return f"{self.base if self.base != 'as is' else self.precision} base, recompute {self.recompute}"
+        text = f"{self.base if self.base != 'as is' else self.precision} base, recompute {self.recompute}"
+        text += ", cached vision" if self.cached else ""
+        return text + (f", fsdp over {self.shards} GPUs" if self.shards > 1 else "")
+
+    @property
+    def skeleton(self) -> Variant:
+        """What decides the model itself."""
+        return replace(self, cached=False, shards=1)
 
     def applied(self, cfg: Config) -> Config:
         """``cfg`` with these settings."""
@@ -71,14 +82,19 @@ class Variant:
         return replace(cfg, model=model, run=replace(cfg.run, precision=self.precision, recompute=self.recompute))
 
 
-def configured_variant(cfg: Config, on_gpu: bool) -> Variant:
-    """What ``cfg`` says. precision auto: bf16 on the GPU that is planned for, fp32 on a CPU."""
+def configured_variant(cfg: Config, on_gpu: bool, ranks: Ranks | None = None) -> Variant:
+    """What ``cfg`` says. precision auto: bf16 on the GPU that is planned for, fp32 on a CPU.
+
+    cache_vision auto counts as off: ``choice.is_cached`` knows more. ranks: None for one.
+    """
     precision = cfg.run.precision
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"
     base = "nf4" if cfg.model.load_in_4bit else "int8" if cfg.model.low_resource else "as is"
     recompute = "full" if cfg.model.use_grad_checkpoint_llm else cfg.run.recompute
-    return Variant(precision, base, POLICIES[0] if recompute == "auto" else recompute)
+    recompute = POLICIES[0] if recompute == "auto" else recompute
+    cached = cfg.model.cache_vision in ("memory", "disk")
+    return Variant(precision, base, recompute, cached, 1 if ranks is None else ranks.shards(cfg.run))
 
 
 def build_skeleton(cfg: Config, variant: Variant, on_gpu: bool) -> GenerationMixin:
@@ -156,16 +172,28 @@ class PartBytes:
     bytes: int
 
 
-def parts_of(model: nn.Module) -> list[PartBytes]:
-    """Parts of a skeleton that has not run yet, in the order of its parameters."""
+def parts_of(
+    model: nn.Module, gone: Collection[str] = (), shards: int = 1, whole: Collection[nn.Parameter] = ()
+) -> list[PartBytes]:
+    """Parts of a skeleton that has not run yet, in the order of its parameters. gone: children that left the device.
+
+    shards: ranks, of which each holds its part of all parameters but ``whole``; counts stay those of all ranks.
+    """
     counts: dict[tuple[str, str, bool], list[int]] = {}
+    uncut = set(whole)
     for name, parameter in model.named_parameters():
+        if name.split(".")[0] in gone:
+            continue
         packed = getattr(parameter, "quant_state", None)
         dtype = "nf4" if packed is not None else "int8" if parameter.dtype == torch.int8 else DTYPES[parameter.dtype]
         row = counts.setdefault((part_of(canonical_name(name)), dtype, parameter.requires_grad), [0, 0])
         row[0] += parameter.numel() if packed is None else packed.shape.numel()
-        row[1] += parameter.nbytes + sum(tensor.nbytes for tensor in _scales(parameter))
+        is_whole = shards == 1 or parameter in uncut
+        own = parameter.nbytes if is_whole else shard_size(parameter.shape, shards) * parameter.element_size()
+        row[1] += own + sum(tensor.nbytes for tensor in _scales(parameter))
     for name, buffer in model.named_buffers():
+        if name.split(".")[0] in gone:
+            continue
         row = counts.setdefault((part_of(canonical_name(name)), DTYPES.get(buffer.dtype, "other"), False), [0, 0])
         row[1] += buffer.nbytes
     return [PartBytes(*key, *row) for key, row in counts.items()]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.common.types import Batch
+from minigpt4.models.base_model import BaseModel
+from minigpt4.runners.feature_fill import BATCH
 from minigpt4.tasks.base_task import BaseTask
 from minigpt4.tools.live_memory import LiveMemory
 from minigpt4.tools.planner.pretend import GpuCalls, MetaOperations, kernel_workspace
+from minigpt4.tools.planner.split import Gathering
 
 _CUDA_BLOCK = 512
 """PyTorch's CUDA allocator rounds every size up to a multiple of this."""
@@ -23,7 +26,7 @@ class StepBytes:
     """Bytes above the weights at the fullest moment of an optimiser step, its window's last row.
 
     inputs: the batch. moments: AdamW's two. gradients: of all that trains, when they exist before the row starts.
-    activations: everything else at that moment, gradients of this row included.
+    activations: everything else at that moment, gradients of this row included; of a split model also what is gathered.
     """
 
     inputs: int
@@ -37,6 +40,26 @@ class StepBytes:
         return self.inputs + self.moments + self.gradients + self.activations
 
 
+class _Whole:
+    """What ``Gathering`` tells of a split model, of one that every GPU holds."""
+
+    def __init__(self, trained: Sequence[nn.Parameter]) -> None:
+        self._trained = trained
+
+    def moments(self) -> list[Tensor]:
+        return [torch.empty_like(parameter) for parameter in self._trained for _ in range(2)]
+
+    def accumulate(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = torch.empty_like(parameter)
+
+    def travelling(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def around(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
 class StepTracer:
     """Runs training steps of models on the meta device; ``on_gpu``: with a GPU's dtypes, kernels and block sizes."""
 
@@ -44,27 +67,26 @@ class StepTracer:
         self._task, self._on_gpu = task, on_gpu
         self._operations = MetaOperations(is_step=True)
 
-    def trace(self, model: nn.Module, dtype: torch.dtype, batch: Batch, has_gradients: bool) -> StepBytes:
+    def trace(self, model: BaseModel, batch: Batch, has_gradients: bool, shards: int = 1) -> StepBytes:
         """One row forward and backward in train mode, and clipping; the update itself allocates nothing.
 
-        ``dtype``: of the model's arithmetic. ``batch``: integers on the CPU, images on the meta device.
-        ``has_gradients``: earlier rows of the window, or DDP's buckets, have left gradients that this row adds to.
+        ``batch``: integers on the CPU, images on the meta device. ``has_gradients``: earlier rows of the window, or
+        DDP's buckets, have left gradients that this row adds to. ``shards``: ranks that fsdp splits the model over.
         """
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        calls = GpuCalls(self._on_gpu)
-        block, workspace = (_CUDA_BLOCK, kernel_workspace) if self._on_gpu else (1, None)
-        memory = LiveMemory(block, workspace, self._operations.run)
-        with _gpu_autocast_flag(dtype != torch.float32), memory:
-            moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        held = Gathering(model, shards) if shards > 1 else _Whole(trained)
+        calls, memory = GpuCalls(self._on_gpu), self._memory()
+        with _gpu_autocast_flag(model.dtype != torch.float32), held.travelling(), memory:
+            moments = held.moments()
             bytes_of_moments = memory.alive
-            for parameter in trained if has_gradients else ():
-                parameter.grad = torch.empty_like(parameter)
+            if has_gradients:
+                held.accumulate()
             bytes_of_gradients = memory.alive - bytes_of_moments
             for tensor in (batch.input_ids, batch.position_ids, batch.labels, batch.images):
                 memory.count(tensor)
             before = memory.alive
-            with calls:
+            with held.around(), calls:
                 loss = self._task.loss(model, batch).loss_sum
                 calls.end_forward()
                 torch.autograd.backward(loss)
@@ -74,6 +96,21 @@ class StepTracer:
         del moments
         inputs = before - bytes_of_moments - bytes_of_gradients
         return StepBytes(inputs, bytes_of_moments, bytes_of_gradients, memory.peak - before)
+
+    def fill(self, model: BaseModel) -> tuple[int, torch.Size]:
+        """Bytes above the weights while a batch of the vision cache is computed, and the shape [N, P, C'] it gets."""
+        size, memory = model.cfg.image_size, self._memory()
+        model.eval()
+        with _gpu_autocast_flag(model.dtype != torch.float32), memory, GpuCalls(self._on_gpu), torch.no_grad():
+            pixels = torch.empty(BATCH, 3, size, size, device="meta")
+            with model.autocast():
+                features = model.vision_features(pixels)
+            features = features.to(model.dtype)
+        return memory.peak, features.shape
+
+    def _memory(self) -> LiveMemory:
+        block, workspace = (_CUDA_BLOCK, kernel_workspace) if self._on_gpu else (1, None)
+        return LiveMemory(block, workspace, self._operations.run)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class SetLengths:
 class Row:
     """The row of a window that needs most: ``samples`` equal samples, one behind another when packed.
 
-    adds_up: gradients exist before it starts, those of the window's earlier rows, or the buckets of DDP.
+    adds_up: the window's earlier rows have left gradients before it starts.
     """
 
     samples: int
@@ -69,8 +69,8 @@ class Row:
         """Of all samples."""
         return self.samples * self.shape.positions
 
-    def batch(self, image_size: int) -> Batch:
-        """Integers on the CPU, images on the meta device."""
+    def batch(self, images: Sequence[int], dtype: torch.dtype = torch.float32) -> Batch:
+        """Integers on the CPU, images on the meta device. images, dtype: of one, [3, S, S] or features [P, C']."""
         shape = self.shape
         image_end = 1 + shape.images * shape.image_tokens
         input_ids = torch.zeros(self.samples, shape.positions, dtype=torch.long)
@@ -82,12 +82,11 @@ class Row:
         if self.packed:
             input_ids, labels, position_ids = (t.reshape(1, -1) for t in (input_ids, labels, position_ids))
         count = self.samples * shape.images
-        size = (count, 3, image_size, image_size) if count else (0, 3, 1, 1)
         return Batch(
             input_ids=input_ids,
             position_ids=position_ids,
             labels=labels,
-            images=torch.empty(size, device="meta"),
+            images=torch.empty((count, *images) if count else (0, 3, 1, 1), dtype=dtype, device="meta"),
             lengths=(shape.positions,) * self.samples,
             num_target_tokens=int((labels != IGNORE_INDEX).sum()),
         )
@@ -156,5 +155,5 @@ def fullest_row(sets: Sequence[SetLengths], window: Window, packed: bool, row_to
             samples = item.batch_size if not packed else max(1, min(available, row_tokens // shape.positions))
             rows_per_window = math.ceil(available / samples) if packed else window.accumulation
             source = ("" if item.mean == item.longest else kind) + item.source
-            rows.append(Row(samples, shape, packed, rows_per_window > 1 or window.gpus > 1, source))
+            rows.append(Row(samples, shape, packed, rows_per_window > 1, source))
     return max(rows, key=lambda row: row.positions)
