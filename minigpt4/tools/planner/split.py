@@ -200,7 +200,7 @@ class Gathering:
                 del self._whole[unit]
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    tensor.register_hook(lambda _: self._begin(unit))
+                    tensor.register_hook(lambda _: self._begin(unit))  # type: ignore[no-untyped-call]
 
         return hook
 
