@@ -29,8 +29,8 @@ lint: install ## ruff and mypy
 test: lint ## ruff, mypy and the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
 
-test-all: lint ## also the tests that take minutes
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+test-all: test ## then the tests that take minutes: browser, load, many ranks, torture
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 torture: install ## kills, full disks, lost ranks for some minutes; MINUTES=30 goes on for longer
 	RESUME_MINUTES=$(or $(MINUTES),0) $(BIN)/python -m pytest -s -v tests/torture
