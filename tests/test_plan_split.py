@@ -15,13 +15,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from minigpt4.common.dist import DistContext
 from minigpt4.common.schema import RunConfig
-from minigpt4.tools.planner.estimate import Planner
+from minigpt4.tools.planner.estimate import FRAGMENTS, Planner
 from minigpt4.tools.planner.proposal import Work, propose
 from minigpt4.tools.planner.skeleton import Variant, configured_variant
 from minigpt4.tools.planner.split import Ranks, find_units, host_bytes, shard_size
 from minigpt4.tools.planner.workload import Row, SampleShape, SetLengths, make_window
+from tests.plan_parts import EVA, model_config, run_config
 from tests.plan_parts import language_model as language_model
-from tests.plan_parts import model_config, run_config
 from tests.split_memory import measure_split
 
 PICTURE = SampleShape(images=1, image_tokens=16, prompt=14, answer=40)
@@ -126,13 +126,17 @@ def test_units_and_the_host_are_counted_by_hand(language_model: Path) -> None:
     assert host_bytes(model, planner.ranks) == 4 * (rest + 4 * tower)
 
 
-def test_a_cache_and_fsdp_are_among_the_smallest_changes_where_they_help(language_model: Path) -> None:
-    cfg = run_config(model_config(language_model, "minigpt_v2", **FULL), device="auto")
+def test_a_cache_and_fsdp_are_among_the_smallest_changes_where_they_help(
+    language_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt4.tools.planner.estimate.CONTEXT", 0)  # larger than all of this model
+    deep = {**EVA, "depth": 24}
+    cfg = run_config(model_config(language_model, "minigpt_v2", vit_config=deep, **FULL), device="auto")
     planner, row = Planner(cfg, on_gpu=True, ranks=Ranks(2)), Row(1, PICTURE, False, False, "")
     sets = [SetLengths("faces", 1, 1.0, PICTURE, PICTURE, "", None)]
-    start = planner.estimate(configured_variant(cfg, True, planner.ranks), row)
-    tower = sum(part.bytes for part in start.parts if part.name == "visual_encoder")
-    card = (start.total - 0.5 * tower) / 1.025e9
+    variant = configured_variant(cfg, True, planner.ranks)
+    start, cached = (planner.estimate(replace(variant, cached=is_cached), row) for is_cached in (False, True))
+    card = 1.001 * (1 + FRAGMENTS) * cached.total / 1.025e9
     found = {item.options: item for item in propose(planner, Work(sets, make_window(cfg, sets, 2)), start, card)}
     for changes in ({"model.cache_vision": "disk"}, {"run.parallel": "fsdp"}):
         ((key, value),) = changes.items()

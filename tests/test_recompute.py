@@ -20,10 +20,11 @@ from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.weights import canonical_name
 from minigpt4.runners.parts import build_model
 from minigpt4.tools.live_memory import LiveMemory
-from minigpt4.tools.planner.choice import choose, settle_recompute
+from minigpt4.tools.planner.choice import choose, passes_for_auto, ranks_of, settle_recompute
 from minigpt4.tools.planner.estimate import FRAGMENTS, Planner
-from minigpt4.tools.planner.skeleton import POLICIES, Variant
-from minigpt4.tools.planner.workload import Row, SampleShape
+from minigpt4.tools.planner.skeleton import POLICIES, Variant, configured_variant
+from minigpt4.tools.planner.split import Ranks
+from minigpt4.tools.planner.workload import Row, SampleShape, SetLengths, make_window
 from tests.plan_parts import language_model as language_model
 from tests.plan_parts import model_config, run_config
 from tests.tiny_backbones import FAMILIES, write_llm
@@ -112,6 +113,36 @@ def test_auto_takes_what_costs_least_time_and_fits(language_model: Path) -> None
     chosen = {p: choose(planner, row, int(size) + 1) for p, size in needed.items()}
     assert {p: policy for p, (policy, _) in chosen.items()} == {p: p for p in POLICIES}
     assert choose(planner, row, 1)[0] == "full"
+
+
+def test_auto_takes_what_fits_with_pixels_and_with_features_where_the_run_decides_later(language_model: Path) -> None:
+    cfg = run_config(model_config(language_model, "minigpt_v2", cache_vision="auto"), device="auto", max_epoch=2)
+    planner, row = Planner(cfg, on_gpu=True), Row(4, SampleShape(1, 16, 14, 40), True, False, "")
+    pixels = configured_variant(cfg, on_gpu=True)
+    cached = replace(pixels, cached=True)
+    assert not pixels.cached and planner.estimate(cached, row).total < planner.estimate(pixels, row).total
+    size = int(planner.estimate(cached, row).total * (1 + FRAGMENTS)) + 1
+    assert choose(planner, row, size, [cached])[0] == "none" != choose(planner, row, size, [pixels, cached])[0]
+    sets = [SetLengths("faces", 2, 1.0, row.shape, row.shape, "", None)]
+    model, window = planner.skeleton(pixels), make_window(cfg, sets, 1)
+    assert passes_for_auto(cfg, model, sets, window) == 2
+    assert passes_for_auto(replace(cfg, run=RunConfig(max_epoch=1)), model, sets, window) == 0
+    counted = replace(cfg, run=RunConfig(iters_per_epoch=50))  # of how many samples is unknown
+    assert passes_for_auto(counted, model, sets, make_window(counted, sets, 1)) == 0
+    sized = [replace(sets[0], size=20)]
+    assert passes_for_auto(counted, model, sized, make_window(counted, sized, 1)) == 5 * counted.run.max_epoch
+
+
+def test_the_ranks_of_a_run_are_those_of_its_nodes_where_each_holds_a_copy(
+    language_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    model, dist = model_config(language_model, "minigpt_v2"), DistContext(0, 8, 0, CPU)
+    for over, shards in (("world", 8), ("node", 4)):
+        cfg = run_config(model, parallel="fsdp", shard_over=over)
+        assert ranks_of(cfg, dist).shards(cfg.run) == shards
+    whole = run_config(model)
+    assert ranks_of(whole, dist) == Ranks(8) and ranks_of(whole, dist).shards(whole.run) == 1
 
 
 def test_auto_is_none_on_a_cpu_and_says_why_on_a_gpu(

@@ -179,7 +179,7 @@ def auto_cache_text(passes: float) -> str:
     """Why the plan caches, and when the run would not."""
     return (
         f"model.cache_vision auto: the run makes about {passes:.1f} passes over the data, so features are planned. "
-        "The run keeps pixels where they need more than half of the free disk, or a data set does not know its pictures."
+        "The run keeps pixels where that needs over half of the free disk, or a data set does not know its pictures."
     )
 
 
