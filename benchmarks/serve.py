@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{clients} clients, batches {mode}", file=sys.stderr, flush=True)
             sent = bodies[: 4 * clients]
             answers, cells[f"{clients} {mode}"] = load(assistant, max_batch, clients, sent)
-            wrong += sum(answer != right for answer, right in zip(answers, expected, strict=False))
+            wrong += sum(answer != right for answer, right in zip(answers, expected[: len(sent)], strict=True))
     figures = {"cells": cells, "wrong": wrong, "distinct": len(set(expected)), "ratios": ratios(cells)}
     write_json(given.json, figures)
     if wrong:
