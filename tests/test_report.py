@@ -6,8 +6,6 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,20 +223,28 @@ def test_after_training_trouble_is_a_warning_that_names_the_cause(
 def test_every_training_ends_with_a_report(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job / FILE).unlink(missing_ok=True)
     cfg = Config(ModelConfig(), {}, RunConfig(device="cpu", job_name="x", distributed=False))
-    given: Iterator[Config] = iter([cfg, replace(cfg, run=replace(cfg.run, evaluate=True))])
+    windows = iter([2, 0])  # run.evaluate, and a run that was finished before, train none
     known = registry.get
 
+    class Runner:
+        def __init__(self, *_: object) -> None:
+            self.progress, self.job_dir = SimpleNamespace(window=3), job
+
+        def train(self) -> int:
+            self.progress.window += next(windows)
+            return 0
+
     def get(kind: str, name: str) -> Any:
-        return (lambda *_: SimpleNamespace(train=lambda: 0, job_dir=job)) if kind == "runner" else known(kind, name)
+        return Runner if kind == "runner" else known(kind, name)
 
     monkeypatch.setattr("minigpt4.catalog.load", lambda: None)
     monkeypatch.setattr("minigpt4.common.logger.setup_logging", lambda is_main: None)
-    monkeypatch.setattr("minigpt4.common.config.load_config", lambda *_: next(given))
+    monkeypatch.setattr("minigpt4.common.config.load_config", lambda *_: cfg)
     monkeypatch.setattr(registry, "get", get)
     monkeypatch.setattr("minigpt4.report.setup.defaults", lambda config: {})
     assert cli.train("x.yaml") == 0 and (job / FILE).is_file()
     (job / FILE).unlink()
-    assert cli.train("x.yaml") == 0 and not (job / FILE).exists()  # run.evaluate writes nothing
+    assert cli.train("x.yaml") == 0 and not (job / FILE).exists()
 
 
 def test_the_command_line_says_what_to_write() -> None:
