@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 SIDE_BY_SIDE ?= -n 2 --dist loadfile
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv with everything the tests need; a second call does nothing
 
