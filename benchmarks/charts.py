@@ -219,7 +219,7 @@ def short(value: float) -> str:
 def key(names: Sequence[str], colours: Sequence[int], y: float) -> list[str]:
     """A coloured square and a name each, in one line."""
     parts, x = [], 270.0
-    for name, colour in zip(names, colours, strict=False):
+    for name, colour in zip(names, colours[: len(names)], strict=True):
         parts.append(f'<rect class="bar c{colour}" x="{x}" y="{y - 10}" width="11" height="11"/>')
         parts.append(text(x + 17, y, name, "soft"))
         x += 40 + 7.2 * len(name)

@@ -141,7 +141,7 @@ def _changes(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterable[tuple[i
         return steps
     changed = [
         step
-        for before, step in zip([None, *steps], steps, strict=False)
+        for before, step in zip([None, *steps][:-1], steps, strict=True)
         if before is None or before[1].get("answer") != step[1].get("answer")
     ]
     return [*spread(changed, _STEPS - 1), *([steps[-1]] if steps[-1] not in changed else [])]

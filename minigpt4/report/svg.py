@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from minigpt4.report.numbers import short
 
@@ -182,9 +183,9 @@ def _stops(lines: Sequence[Line], across: _Scale) -> list[str]:
             values.setdefault(x, []).append(f"{line.label} {short(y)}" if len(lines) > 1 else short(y))
     every = math.ceil(len(values) / _STOPS)
     places = sorted(values)[::-1][::every][::-1]  # the last one stays
-    edges = [across.start, *((across(a) + across(b)) / 2 for a, b in zip(places, places[1:], strict=False)), across.end]
+    edges = [across.start, *((across(a) + across(b)) / 2 for a, b in pairwise(places)), across.end]
     result = []
-    for place, left, right in zip(places, edges, edges[1:], strict=False):
+    for place, left, right in zip(places, edges[:-1], edges[1:], strict=True):
         text, x = escape(f"{short(place)}: {', '.join(values[place])}"), across(place)
         result.append(
             f'<g class="stop"><rect x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" '

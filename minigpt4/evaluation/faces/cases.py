@@ -59,7 +59,7 @@ class Case:
             return self.question
         names = [self.names[number] for number in order]
         if self.options:
-            listed = " ".join(f"{letter}. {name}" for letter, name in zip(LETTERS, names, strict=False))
+            listed = " ".join(f"{letter}. {name}" for letter, name in zip(LETTERS[: len(names)], names, strict=True))
             return f"{self.question} {listed} Answer with the letter of the right option."
         return f"{self.question} Choose one of these: {', '.join(names)}."
 
