@@ -87,6 +87,15 @@ def ladder(folder: Path, batches: int) -> list[Rung]:
     def ours(name: str, before: str, model: Any, step: Step | None = None, pictures: Any = images) -> Rung:
         return Rung(name, before, step or our_step(model, pictures, samples), weights[model])
 
+    def with_whole_layers(model: Any) -> Step:
+        step = our_step(model, images, samples)
+
+        def switched(number: int) -> float:
+            with mock.patch.object(model, "ends_narrow", False):
+                return step(number)
+
+        return switched
+
     first, plain, fused, packed = (
         "the reference's way",
         "no key-value cache",
@@ -94,17 +103,19 @@ def ladder(folder: Path, batches: int) -> list[Rung]:
         "packed rows",
     )
     chosen, headed, light = "logits of supervised positions", "gradient of the head in the forward", "lean LoRA and MLP"
+    narrow = "last layer at supervised positions"
     return [
         Rung(first, "", reference("eager", True), loop.parameters),
         Rung(plain, first, reference("eager", False), loop.parameters),
         Rung(fused, plain, reference("sdpa", False), loop.parameters),
         ours(packed, fused, stock, packed_step(stock, images, samples, every_position_loss)),
         ours(chosen, packed, stock, packed_step(stock, images, samples, chosen_loss)),
-        ours(headed, chosen, stock),
-        ours(light, headed, lean),
-        ours("MLPs recomputed", light, mlps),
-        ours("layers recomputed", light, whole),
-        ours("cached vision features", light, lean, pictures=features),
+        ours(headed, chosen, stock, with_whole_layers(stock)),
+        ours(light, headed, lean, with_whole_layers(lean)),
+        ours(narrow, light, lean),
+        ours("MLPs recomputed", narrow, mlps),
+        ours("layers recomputed", narrow, whole),
+        ours("cached vision features", narrow, lean, pictures=features),
     ]
 
 

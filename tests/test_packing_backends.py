@@ -100,3 +100,18 @@ def test_a_model_trains_the_same_with_every_back_end(name: str, recompute: bool)
     assert any("lora_B" in name for name in gradients)
     for parameter, gradient in gradients.items():
         assert (other_gradients[parameter] - gradient).norm() <= 1e-4 * gradient.norm(), parameter
+
+
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_a_long_sample_in_parts_equals_one_call(kv_heads: int) -> None:
+    lengths = (300, 3, 129)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, heads, sum(lengths), 8) for heads in (2, kv_heads, kv_heads)]
+    inputs = [torch.randn(size, generator=generator, requires_grad=True) for size in sizes]
+    weight = torch.randn(sizes[0], generator=generator)
+    options = Options(lengths, 0.0, None)
+    results = []
+    for backend in (per_sample, BACKENDS["mask"]):
+        attended = backend(*inputs, options)
+        results.append([attended, *torch.autograd.grad((attended * weight).sum(), inputs)])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)

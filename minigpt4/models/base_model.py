@@ -34,7 +34,7 @@ from minigpt4.models.load_report import (
 from minigpt4.models.losses import token_losses
 from minigpt4.models.packing import Shape, choose
 from minigpt4.models.probe import examine
-from minigpt4.models.vision import VisionInfo, build_vision, tower_file
+from minigpt4.models.vision import build_vision, tower_file
 from minigpt4.models.weights import Weights, canonical_name, find_weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class BaseModel(nn.Module, ABC):
             traits = examine(self._lm, cfg.llama_model)
         self.logit_shape = traits.logits
         self.attends_by_sample, self.keeps_samples_apart = traits.attends_by_sample, traits.keeps_samples_apart
+        self.ends_narrow = traits.ends_narrow
         self.packing_backend = "per_sample"
         rows, self.hidden_size = self._lm.get_input_embeddings().weight.shape
         self._check_vocabulary(int(rows))
@@ -289,8 +290,13 @@ class BaseModel(nn.Module, ABC):
             return torch.stack([parameter.float().sum() for parameter in self.projection_parameters()])
         return self.encode_images(torch.zeros(1, 3, self.cfg.image_size, self.cfg.image_size, device=self.device))
 
-    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def hidden_states(
+        self, embeddings: Tensor, position_ids: Tensor, lengths: Sequence[int], wanted: Tensor | None = None
+    ) -> Tensor:
         """embeddings [R, T, D] -> last hidden states [R, T, D]; lengths of the samples, in order.
+
+        With ``wanted`` [n], numbers of positions in R * T, theirs alone [n, D]: what the last layer of most families
+        can leave out of the others is not computed.
 
         Samples packed into one row are kept apart by ``packed_attention``. Models that cannot be told the lengths get
         neither mask nor cache: transformers then reads the samples off ``position_ids`` (a cache or an all-ones mask
@@ -308,9 +314,14 @@ class BaseModel(nn.Module, ABC):
                 # Nobody reads this mask. Without one transformers looks for samples in position_ids, for which the
                 # host waits for the GPU; one of four dimensions is handed through.
                 mask = embeddings.new_zeros(1, 1, 1, 1)
+        is_narrow = wanted is not None and self.ends_narrow and len(wanted) > 0
+        if is_narrow:
+            options["wanted"] = wanted
         output = self._lm.get_decoder()(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state
-        return hidden
+        if wanted is None:
+            return hidden
+        return hidden[0] if is_narrow else hidden.flatten(0, 1)[wanted]
 
     def forward(self, batch: Batch) -> LossOutput:
         """Summed cross-entropy of the supervised positions; the head sees no other position."""
@@ -318,10 +329,10 @@ class BaseModel(nn.Module, ABC):
             embeddings = self.embed(
                 batch.input_ids, batch.images, batch.num_image_positions, batch.image_order, batch.image_places
             )
-            hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths).flatten(0, 1)  # [R * T, D]
+            hidden = self.hidden_states(embeddings, batch.position_ids, batch.lengths, batch.supervised)  # [n, D]
             targets = batch.labels.flatten()[batch.supervised + 1]  # [n]
             head = self._lm.get_output_embeddings()
-            losses = token_losses(hidden[batch.supervised], head, targets, shape=self.logit_shape)
+            losses = token_losses(hidden, head, targets, shape=self.logit_shape)
         loss_sum = losses.sum()
         if batch.images.shape[0] == 0:  # keeps DDP's set of used parameters the same for text-only batches
             loss_sum = loss_sum + sum(0.0 * parameter.float().sum() for parameter in self.projection_parameters())
@@ -387,12 +398,6 @@ def _per_sample(losses: Tensor, batch: Batch) -> Tensor:
         ends = torch.tensor(batch.lengths).cumsum(0).to(losses.device, non_blocking=True)
         sample = torch.searchsorted(ends, batch.supervised, right=True)
     return torch.zeros(len(batch.lengths), device=losses.device).index_add_(0, sample, losses)
-
-
-def merge_tokens(tokens: Tensor, info: VisionInfo, group: int) -> Tensor:
-    """tokens [N, prefix + P*group, C] -> [N, P, group*C]: ``group`` consecutive raster tokens side by side."""
-    patches = tokens[:, info.num_prefix_tokens :]  # [N, P*group, C]
-    return patches.reshape(len(patches), -1, group * patches.shape[-1])
 
 
 def without_ckpt(cfg: ModelConfig) -> ModelConfig:

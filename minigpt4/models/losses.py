@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_CHUNK_LOGITS = 1 << 22
+_CHUNK_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ def token_losses(
     """Cross-entropy per supervised position: hidden [n, D], targets [n] -> [n] float32.
 
     A frozen linear head takes the chunked path; a head that trains takes the ordinary one. chunk: positions per chunk;
-    0 = as many as make 16 MB of float32 logits. shape: what the model does to its logits.
+    0 = equal parts of at most 32 MB of float32 logits. shape: what the model does to its logits.
     """
     if len(targets) == 0:
         return hidden.float().sum(-1)  # [0], still part of the graph
     if type(head) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters()):
-        chunk = chunk or max(64, _CHUNK_LOGITS // head.out_features)
+        if not chunk:
+            num_chunks = -(-len(targets) // max(64, _CHUNK_LOGITS // head.out_features))
+            chunk = -(-len(targets) // num_chunks)
         losses: Tensor = _FrozenHeadCrossEntropy.apply(hidden, (head.weight, head.bias, shape), targets, chunk)
         return losses
     return functional.cross_entropy(shape(head(hidden).float()), targets, reduction="none")

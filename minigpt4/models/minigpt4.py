@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import ModelConfig
-from minigpt4.models.base_model import BaseModel, merge_tokens
+from minigpt4.models.base_model import BaseModel
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.qformer import BLIP2_FILE, build_qformer, load_blip2
-from minigpt4.models.vision import check_merge
+from minigpt4.models.vision import check_merge, merge_tokens
 from minigpt4.models.weights import canonical_name, find_weights, read_weights
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from minigpt4.common.registry import registry
 from minigpt4.common.schema import ModelConfig
-from minigpt4.models.base_model import BaseModel, merge_tokens
+from minigpt4.models.base_model import BaseModel
 from minigpt4.models.generation import GenerationMixin
-from minigpt4.models.vision import check_merge
+from minigpt4.models.vision import check_merge, merge_tokens
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ have given its values and gradients on this machine, in this run's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ from minigpt4.common.errors import ConfigError
 
 _LENGTHS = (5, 19, 1, 8)
 """Of the samples on which back ends are compared; no multiples of a block."""
+_CPU_QUERIES = 128
 _HALF = (torch.float16, torch.bfloat16)
 _FAILURES = (RuntimeError, ImportError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError)
 """What a kernel that this machine or this PyTorch does not have raises."""
@@ -40,8 +41,25 @@ Backend = Callable[[Tensor, Tensor, Tensor, Options], Tensor]
 def per_sample(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
     """Every sample by itself: no mask, and the same kernel as for a row of one sample."""
     parts = zip(*(torch.split(tensor, list(options.lengths), dim=2) for tensor in (query, key, value)), strict=True)
-    attended = [_sdpa(q, k, v, options, is_causal=True) for q, k, v in parts]
+    attended = [piece for q, k, v in parts for piece in _one_sample(q, k, v, options)]
     return torch.cat(attended, dim=2)
+
+
+def _one_sample(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Iterator[Tensor]:
+    """Causal attention of one sample, in parts along its positions.
+
+    PyTorch's kernel for CPUs computes the half that causality hides too: there, queries of a long sample are asked for
+    a few at a time, with the keys up to their end (0.83 of the time at 400 positions, forward and backward).
+    """
+    length = query.shape[2]
+    if query.device.type != "cpu" or options.dropout or length <= _CPU_QUERIES:
+        yield _sdpa(query, key, value, options, is_causal=True)
+        return
+    num_parts = -(-length // _CPU_QUERIES)
+    for number in range(num_parts):
+        start, end = (length * n // num_parts for n in (number, number + 1))
+        seen = _seen(end - start, end)
+        yield _sdpa(query[:, :, start:end], key[:, :, :end], value[:, :, :end], options, attn_mask=seen)
 
 
 def mask(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
@@ -165,6 +183,12 @@ def _documents(lengths: Sequence[int], device: torch.device) -> Tensor:
 def _mask(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     documents = _documents(lengths, device)
     return (documents[:, None] == documents[None, :]).tril()
+
+
+@lru_cache(maxsize=64)
+def _seen(rows: int, keys: int) -> Tensor:
+    """Which of ``keys`` the last ``rows`` positions see, bool [rows, keys], on the CPU."""
+    return torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.attention import use_packed_attention
+from minigpt4.models.last_layer import narrow_last_layer
 from minigpt4.models.losses import LogitShape
 
 _IDS = (5, 9, 6, 11, 7, 10, 8, 12)
@@ -29,11 +30,13 @@ class Traits:
     attends_by_sample     whether attention takes the lengths of packed samples; then a packed row costs what its
                           samples cost.
     keeps_samples_apart   whether samples may share a row at all.
+    ends_narrow           whether its last layer can be computed at wanted positions alone.
     """
 
     logits: LogitShape
     attends_by_sample: bool
     keeps_samples_apart: bool
+    ends_narrow: bool = False
 
 
 def logit_shape(config: Any) -> LogitShape:
@@ -58,8 +61,9 @@ def examine(llm: Any, name: str) -> Traits:
         raise ConfigError(f"{what} is a model of several parts, such as a vision-language model; give a text model")
     shape = logit_shape(config)
     by_sample = use_packed_attention(llm)
+    ends_narrow = narrow_last_layer(llm)
     if llm.device.type == "meta":
-        return Traits(shape, by_sample, True)
+        return Traits(shape, by_sample, True, ends_narrow)
     was_training = llm.training
     llm.eval()
     try:
@@ -70,7 +74,8 @@ def examine(llm: Any, name: str) -> Traits:
         if by_sample and not probe.keeps_apart(by_sample=True):  # the lengths do not reach its attention
             llm.set_attn_implementation("sdpa")
             by_sample = False
-        return Traits(shape, by_sample, by_sample or probe.keeps_apart(by_sample=False))
+        keeps_apart = by_sample or probe.keeps_apart(by_sample=False)
+        return Traits(shape, by_sample, keeps_apart, ends_narrow and probe.narrows())
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise ConfigError(f"{what} does not run on embeddings: {str(error).splitlines()[0]}") from error
     finally:
@@ -128,6 +133,16 @@ class _Probe:
         packed = self.hidden(self.embeddings, **options)[:, _FIRST:]
         is_deaf = _difference(packed, self.hidden(changed, **options)[:, _FIRST:]) <= self.same
         return is_deaf and _difference(packed, self.hidden(second)) <= self.close
+
+    def narrows(self) -> bool:
+        """Whether its last layer, told which positions are wanted, gives theirs and no other."""
+        wanted = torch.tensor([1, _FIRST, len(_IDS) - 1], device=self.llm.device)
+        try:
+            narrow = self.hidden(self.embeddings, wanted=wanted)
+        except TypeError:  # the decoder does not hand the keyword on
+            return False
+        whole = self.hidden(self.embeddings)[:, wanted]
+        return narrow.shape == whole.shape and _difference(whole, narrow) <= self.close
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

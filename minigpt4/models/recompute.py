@@ -5,7 +5,6 @@ Chen et al. 2016, at the one place where a transformer keeps its widest tensors.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.models.last_layer import is_llama_layer
 from minigpt4.models.lean import put_before
 
 
@@ -26,7 +26,7 @@ def recompute_mlps(llm: Any) -> None:
     for layer in layers:
         mlp: Any = layer.mlp
         mlp.norms = ()
-        if _is_llama_layer(layer):
+        if is_llama_layer(layer):
             norm: Any = layer.post_attention_layernorm
             norm.__class__ = put_before(_PassesOn, type(norm))
             mlp.norms = (norm,)  # in a tuple: no second name for its weight
@@ -64,12 +64,3 @@ class _Recomputed:
             x = norm.normalise(x)
         result: Tensor = super().forward(x)  # type: ignore[misc]
         return result
-
-
-def _is_llama_layer(layer: nn.Module) -> bool:
-    """Whether the layer runs the very code of Llama's (Mistral's and Qwen's do): norm and MLP follow each other."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    own = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
-    llama = inspect.unwrap(LlamaDecoderLayer.forward).__code__
-    return own is not None and (own.co_code, own.co_names) == (llama.co_code, llama.co_names)

@@ -199,3 +199,9 @@ def _build_timm(
         int(vit.num_features), int(vit.num_prefix_tokens), num_patches, mean, std, applies_final_norm(vit)
     )
     return _TimmFeatures(vit).to(device=device, dtype=dtype), info, report
+
+
+def merge_tokens(tokens: Tensor, info: VisionInfo, group: int) -> Tensor:
+    """tokens [N, prefix + P*group, C] -> [N, P, group*C]: ``group`` consecutive raster tokens side by side."""
+    patches = tokens[:, info.num_prefix_tokens :]  # [N, P*group, C]
+    return patches.reshape(len(patches), -1, group * patches.shape[-1])
