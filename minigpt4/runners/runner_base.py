@@ -26,7 +26,7 @@ from minigpt4.common.sharding import is_sharded_run, make_mesh
 from minigpt4.common.types import Batch
 from minigpt4.datasets.collate import WindowDataset, collate_padded
 from minigpt4.models.split_model import place_around_llm, split
-from minigpt4.runners import job, overview, sanity
+from minigpt4.runners import changes, job, overview, sanity
 from minigpt4.runners.ahead import copied_ahead
 from minigpt4.runners.kept_answers import keep_answers
 from minigpt4.runners.parts import (
@@ -69,6 +69,8 @@ class RunnerBase:
         self.trackers = build_trackers(run.trackers)
         self.task: BaseTask = registry.get("task", run.task)()
         checkpoint = job.find_resume(cfg, dist)
+        if checkpoint is not None:
+            changes.check_lora(checkpoint, self.config_text)
         precision = choose_precision(run.precision, dist.device)
 
         torch.manual_seed(run.seed)
@@ -369,7 +371,8 @@ class RunnerBase:
     def _resume(self, checkpoint: Checkpoint) -> Progress:
         """Moments, scaler and counters of ``checkpoint``; names the settings that changed since."""
         state = load_resume(checkpoint, self.training)
-        for line in job.name_differences(state["order"], self._order()):
+        differences = changes.name_differences(state["order"], self._order())
+        for line in [*differences, *changes.name_model_changes(checkpoint, self.config_text)]:
             log.warning("resume: %s", line)
         if state["window"] > self.plan.total_windows:
             raise CheckpointError(
@@ -382,20 +385,8 @@ class RunnerBase:
         return progress
 
     def _order(self) -> dict[str, object]:
-        """The settings that decide which samples a window holds and what its gradient is."""
-        run, sets = self.cfg.run, self.cfg.datasets
-        return {
-            "run.seed": run.seed,
-            "run.accum_grad_iters": run.accum_grad_iters,
-            "world size": self.dist.world_size,
-            "windows per epoch": self.plan.windows_per_epoch,
-            "run.max_epoch": run.max_epoch,
-            "sample_ratio": {name: cfg.sample_ratio for name, cfg in sets.items()},
-            "batch_size": {name: cfg.batch_size for name, cfg in sets.items()},
-            "run.mix_temperature": run.mix_temperature,
-            "balance": {name: asdict(cfg.balance) for name, cfg in sets.items() if cfg.balance.by},
-            "data": {dataset.name: dataset.fingerprint() for dataset in self.datasets},
-        }
+        fingerprints = {dataset.name: dataset.fingerprint() for dataset in self.datasets}
+        return changes.sample_settings(self.cfg, self.dist.world_size, self.plan.windows_per_epoch, fingerprints)
 
     def _data_facts(self) -> dict[str, dict[str, object]]:
         return {
