@@ -49,17 +49,32 @@ def training_of(folder: Path, device: str = "cpu") -> tuple[Training, list[Any]]
     return training, batches
 
 
-def test_every_second_of_a_step_belongs_to_a_phase(tmp_path: Path) -> None:
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_every_second_of_a_step_belongs_to_a_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training, window = training_of(tmp_path)
-    task = ImageTextPretrainTask()
-    begun = time.perf_counter()
-    for number in range(2):
-        task.train_step(training, window, number)
-    elapsed = time.perf_counter() - begun
+    task, work = ImageTextPretrainTask(), Waits()
+    # a clock that the work itself drives: an operation takes a second, and nothing else takes any
+    monkeypatch.setattr(time, "perf_counter", lambda: float(work.counts.total()))
+    with work:
+        for number in range(2):
+            task.train_step(training, window, number)
     taken = training.clock.take(2)
     assert list(taken) == [f"{phase}_s" for phase in PHASES] + [f"{phase}_gb" for phase in PHASES]
     assert all(taken[f"{phase}_s"] > 0 and taken[f"{phase}_gb"] == 0 for phase in PHASES)
-    assert sum(taken[f"{phase}_s"] for phase in PHASES) == pytest.approx(elapsed / 2, rel=0.05)
+    elapsed = work.counts.total() / 2
+    outside = elapsed - sum(taken[f"{phase}_s"] for phase in PHASES)
+    assert 0 <= outside < 0.01 * elapsed  # what is done once per window: counts over ranks, the scale
     assert sum(training.clock.take(1).values()) == 0
 
 
@@ -147,18 +162,6 @@ def test_on_a_gpu_events_are_read_when_they_are_asked_for_alone(monkeypatch: pyt
         "vision_gb": 1, "language_gb": 5, "backward_gb": 7, "optimizer_gb": 3,
     }  # fmt: skip
     assert clock.highest() == 9 << 30
-
-
-class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts operations."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 WAITING = (
