@@ -109,7 +109,7 @@ class RunnerBase:
             model=wrapped, core=self.model, optimizer=optimizer, scaler=scaler,
             lr_at=lambda t: schedule(t, lr_plan), dist=dist, accumulation=run.accum_grad_iters,
             clip_grad_norm=run.clip_grad_norm, seed=run.seed, job_dir=self.job_dir, stop_requested=self.stop.requested,
-            is_sharded=is_sharded, defer=can_defer(dist.device, precision, is_sharded),
+            is_sharded=is_sharded, defer=can_defer(dist.device),
             clock=watch_phases(self.model, dist),
         )  # fmt: skip
         self.saver = Saver(self.training, self.model, self.config_text, run.keep_last)
