@@ -155,6 +155,13 @@ def test_settings_that_change_what_the_same_weights_compute_are_named(
     assert "log_freq" not in caplog.text and "image_size" not in caplog.text
 
 
+@pytest.fixture
+def _no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve per checkpoint costs more than the tiny runs themselves."""
+    monkeypatch.setattr("minigpt4.runners.runner_base.draw_curve", lambda job_dir: None)
+
+
+@pytest.mark.usefixtures("_no_curve")
 def test_settings_of_memory_and_files_that_moved_are_no_difference(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,6 +176,7 @@ def test_settings_of_memory_and_files_that_moved_are_no_difference(
     assert "model.llama_model: '/here/vicuna-7b' in the checkpoint, 'there/llama-7b' now" in caplog.text
 
 
+@pytest.mark.usefixtures("_no_curve")
 def test_another_scale_of_lora_is_refused_before_the_model_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
