@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import os
 import sys
@@ -71,9 +72,9 @@ def train(cfg_path: str, options: Sequence[str] = (), resume: str | None = None,
 
                 return dry_run(cfg)
             runner = registry.get("runner", cfg.run.runner)(cfg, context)
-            begun = runner.progress.window
+            begun = copy.copy(runner.progress)
             code: int = runner.train()
-        if context.is_main and runner.progress.window > begun:
+        if context.is_main and cfg.run.report and runner.progress != begun:
             from minigpt4.report.write import write_after_training
 
             write_after_training(runner.job_dir)

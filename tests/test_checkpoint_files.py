@@ -107,6 +107,16 @@ def test_the_same_step_is_replaced_whole(tmp_path: Path) -> None:
     assert _steps(tmp_path) == ["last", "step_4"]
 
 
+def test_a_step_that_a_kill_left_set_aside_is_found_by_whoever_goes_on(tmp_path: Path) -> None:
+    _save(tmp_path, 2)
+    final = _save(tmp_path, 4)
+    aside = final.rename(final.with_name(".old_step_4_77"))
+    reader = find_last(tmp_path)
+    assert reader is not None and reader.step == 2 and aside.is_dir()  # reading alone changes nothing
+    found = find_last(tmp_path, check_content=True)
+    assert found is not None and found.path == final
+
+
 def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
     path = save_checkpoint(
         tmp_path, 1, weights={"a": torch.ones(1)}, config_text="", manifest={}, resume=None, keep_last=1

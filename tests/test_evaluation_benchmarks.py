@@ -27,7 +27,7 @@ from minigpt4.evaluation.questions import Answer, Question
 from minigpt4.evaluation.ranking import losses_of, rank_all
 from minigpt4.evaluation.refer import Retries, ask_for_boxes, evaluate_refer, refer_questions
 from tests.config_fakes import REPOSITORY
-from tests.evaluation_parts import ALONE, draw_pictures, tiny_assistant
+from tests.evaluation_parts import ALONE, draw_pictures, on_ranks, tiny_assistant
 from tests.export_parts import write_checkpoint
 from tests.golden_cases import load_case
 
@@ -224,18 +224,73 @@ def test_candidates_have_the_reference_s_losses(assistant: Assistant) -> None:
     case = load_case("c_minigptv2_lora_instruction")
     turns = [turns[0] for turns in case.turns()]
     prompts = [assistant.model.encoder.encode_prompt([], turn.prompt) for turn in turns]
-    losses = losses_of(assistant.model, prompts, case.tensor("image"), [[turn.answer] for turn in turns])
+    features = assistant.model.vision_features(case.tensor("image"))
+    losses = losses_of(assistant.model, prompts, features, [[turn.answer] for turn in turns])
     torch.testing.assert_close(losses[:, 0], case.tensor("loss_none"), atol=1e-5, rtol=1e-5)
 
 
 def test_a_missing_candidate_is_never_chosen_and_a_broken_picture_is_wrong(data: Path, assistant: Assistant) -> None:
     asked = vqa.read_questions(block(data, "iconvqa"))
     broken = replace(asked[0], id="x", images=("nowhere.png",))
-    ranked = rank_all(assistant, [broken, *asked], 3, ALONE)
+    options = AnswerOptions(batch_size=3)
+    ranked = rank_all(assistant, [broken, *asked], None, options, ALONE)
     assert [len(one.losses) for one in ranked] == [0, 3, 2]
     assert ranked[0].choice == -1 and ranked[0].error == "image 'nowhere.png': no such file"
     assert all(one.choice == min(range(len(one.losses)), key=one.losses.__getitem__) for one in ranked[1:])
-    assert [one.losses for one in rank_all(assistant, [broken], 3, ALONE)] == [()]
+    assert [one.losses for one in rank_all(assistant, [broken], None, options, ALONE)] == [()]
+
+
+@pytest.fixture(scope="module")
+def riddles(data: Path) -> list[Question]:
+    """13 questions of different lengths, so that what stands in a batch shows in its scores."""
+    first, second = vqa.read_questions(block(data, "iconvqa"))
+    ends = [" why" * (number % 5) for number in range(13)]
+    return [
+        replace((first, second)[number % 2], id=str(number), prompt=first.prompt + end)
+        for number, end in enumerate(ends)
+    ]
+
+
+def test_a_ranking_that_was_cut_off_goes_on_with_the_same_batches_on_more_ranks(
+    assistant: Assistant, riddles: list[Question], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = AnswerOptions(batch_size=2, source={"weights": "a"}), tmp_path / "icon.jsonl"
+    expected = rank_all(assistant, riddles, tmp_path / "whole.jsonl", options, ALONE)
+    whole = (tmp_path / "whole.jsonl").read_text()
+    assert expected != rank_all(assistant, riddles, None, replace(options, batch_size=3), ALONE)
+    batches: list[int] = []
+
+    def counted(model: Any, prompts: Any, *others: Any) -> Any:
+        if len(batches) == 5:  # in the second window of four batches
+            raise KeyboardInterrupt
+        batches.append(len(prompts))
+        return losses_of(model, prompts, *others)
+
+    monkeypatch.setattr("minigpt4.evaluation.ranking.losses_of", counted)
+    with pytest.raises(KeyboardInterrupt):
+        rank_all(assistant, riddles, out, options, ALONE)
+    (part,) = tmp_path.glob("icon.jsonl.rank0")
+    kept = part.read_text().splitlines(keepends=True)
+    assert len(kept) == 8
+    part.write_text("".join(kept[:7]) + kept[7][:20])  # a batch of which half is on disk is asked again
+    batches.clear()
+    ranked = on_ranks(2, lambda dist: rank_all(assistant, riddles, out, options, dist))
+    assert sorted(batches) == [1, 2, 2, 2] and ranked == [expected, expected]
+    assert out.read_text() == whole
+    batches.clear()
+    assert rank_all(assistant, riddles, out, options, ALONE) == expected and batches == []
+
+
+def test_a_ranking_of_other_candidates_or_batches_is_never_mixed_in(
+    assistant: Assistant, riddles: list[Question], tmp_path: Path
+) -> None:
+    options, out = AnswerOptions(batch_size=2), tmp_path / "icon.jsonl"
+    rank_all(assistant, riddles[:2], out, options, ALONE)
+    with pytest.raises(DataError, match="batch_size was '2', is '3'"):
+        rank_all(assistant, riddles[:2], out, replace(options, batch_size=3), ALONE)
+    other = replace(riddles[0], meta={**riddles[0].meta, "choices": ["a", "b", "c"]})
+    with pytest.raises(DataError, match="candidates was"):
+        rank_all(assistant, [other, riddles[1]], out, options, ALONE)
 
 
 def test_eval_vqa_scores_every_benchmark_in_one_go(
@@ -249,9 +304,9 @@ def test_eval_vqa_scores_every_benchmark_in_one_go(
     assert list(results) == list(vqa.BENCHMARKS)
     assert results["hm"]["questions"] == 2 and results["hm"]["about"]["name"] == "tiny"
     written = {path.name for path in (data / "scores").iterdir()}
-    assert {"okvqa.json", "okvqa.jsonl", "iconvqa.jsonl", "vsr.json"} <= written
+    assert {"okvqa.json", "okvqa.jsonl", "iconvqa.json", "iconvqa.jsonl", "vsr.json"} <= written
     monkeypatch.setattr("minigpt4.evaluation.engine._Work._window", None)  # nothing is asked a second time
-    assert eval_vqa(["--cfg-path", str(yaml_file), "--dataset", "gqa,hm"]) == 0
+    assert eval_vqa(["--cfg-path", str(yaml_file), "--dataset", "gqa,hm,iconvqa"]) == 0
     assert (
         report_errors(lambda: eval_vqa(["--cfg-path", str(yaml_file), "--dataset", "hm", "--max_new_tokens", "4"])) == 2
     )

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,8 +223,9 @@ def test_after_training_trouble_is_a_warning_that_names_the_cause(
 
 def test_every_training_ends_with_a_report(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job / FILE).unlink(missing_ok=True)
-    cfg = Config(ModelConfig(), {}, RunConfig(device="cpu", job_name="x", distributed=False))
-    windows = iter([2, 0])  # run.evaluate, and a run that was finished before, train none
+    run = RunConfig(device="cpu", job_name="x", distributed=False)
+    configs = [Config(ModelConfig(), {}, replace(run, report=wanted)) for wanted in (True, True, False)]
+    windows = iter([2, 0, 2])  # run.evaluate, and a run that was finished before, train none
     known = registry.get
 
     class Runner:
@@ -239,12 +241,13 @@ def test_every_training_ends_with_a_report(job: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("minigpt4.catalog.load", lambda: None)
     monkeypatch.setattr("minigpt4.common.logger.setup_logging", lambda is_main: None)
-    monkeypatch.setattr("minigpt4.common.config.load_config", lambda *_: cfg)
+    monkeypatch.setattr("minigpt4.common.config.load_config", lambda *_: configs.pop(0))
     monkeypatch.setattr(registry, "get", get)
     monkeypatch.setattr("minigpt4.report.setup.defaults", lambda config: {})
     assert cli.train("x.yaml") == 0 and (job / FILE).is_file()
     (job / FILE).unlink()
     assert cli.train("x.yaml") == 0 and not (job / FILE).exists()
+    assert cli.train("x.yaml") == 0 and not (job / FILE).exists()  # run.report: false
 
 
 def test_the_command_line_says_what_to_write() -> None:

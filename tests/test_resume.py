@@ -21,7 +21,7 @@ from minigpt4.common.logger import read_log
 from minigpt4.common.schema import Config
 from minigpt4.runners.job import question_processor
 from minigpt4.runners.runner_base import RunnerBase
-from tests.engine_parts import TinyDataset, tiny_config
+from tests.engine_parts import SIZE, TinyDataset, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,6 +135,58 @@ def test_settings_that_change_the_order_are_named(undisturbed: Path, caplog: pyt
     RunnerBase(replace(cfg, datasets={"one": replace(cfg.datasets["one"], batch_size=4)}), single("cpu"))
     for text in ("run.seed: 42 in the checkpoint, 43 now", "batch_size: {'one': 3, 'two': 2}", "sample_ratio"):
         assert text in caplog.text
+
+
+def _resumed(folder: Path, run: dict[str, Any] | None = None, **model: Any) -> RunnerBase:
+    cfg = tiny_config(folder, dropout=0.3, resume_ckpt_path="auto", **(run or {}))
+    return RunnerBase(replace(cfg, model=replace(cfg.model, **model)), single("cpu"))
+
+
+def test_settings_that_change_what_the_same_weights_compute_are_named(
+    undisturbed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _resumed(undisturbed, run={"weight_decay": 0.1, "log_freq": 7}, end_sym="###", dropout=0.1, image_size=SIZE)
+    for text in (
+        r"model.end_sym: '\n' in the checkpoint, '###' now; the weights were trained with the former",
+        "model.dropout: 0.3 in the checkpoint, 0.1 now",  # a key of this model alone
+        "run.weight_decay: 0.05 in the checkpoint, 0.1 now; losses will differ",
+    ):
+        assert text in caplog.text
+    assert "log_freq" not in caplog.text and "image_size" not in caplog.text
+
+
+@pytest.fixture
+def _no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve per checkpoint costs more than the tiny runs themselves."""
+    monkeypatch.setattr("minigpt4.runners.runner_base.draw_curve", lambda job_dir: None)
+
+
+@pytest.mark.usefixtures("_no_curve")
+def test_settings_of_memory_and_files_that_moved_are_no_difference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = tiny_config(tmp_path, max_epoch=1, iters_per_epoch=2)
+    model = replace(cfg.model, llama_model="/here/vicuna-7b", lora_alpha=16)
+    _train(replace(cfg, model=model))
+    moved = replace(model, llama_model="there/vicuna-7b", lora_alpha=32, use_grad_checkpoint_llm=True)
+    again = replace(cfg, model=moved, run=replace(cfg.run, resume_ckpt_path="auto"))
+    RunnerBase(again, single("cpu"))
+    assert "in the checkpoint" not in caplog.text
+    RunnerBase(replace(again, model=replace(moved, llama_model="there/llama-7b")), single("cpu"))
+    assert "model.llama_model: '/here/vicuna-7b' in the checkpoint, 'there/llama-7b' now" in caplog.text
+
+
+@pytest.mark.usefixtures("_no_curve")
+def test_another_scale_of_lora_is_refused_before_the_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(tmp_path, max_epoch=1, iters_per_epoch=2)
+    cfg = replace(cfg, model=replace(cfg.model, lora_r=8))
+    _train(cfg)
+    monkeypatch.setattr("minigpt4.runners.runner_base.build_model", lambda *_: pytest.fail("built"))
+    other = replace(cfg.model, lora_alpha=32, lora_target_modules=["v_proj", "q_proj"])
+    with pytest.raises(CheckpointError, match=r"model\.lora_alpha: 16 in the checkpoint, 32 now$"):
+        RunnerBase(replace(cfg, model=other, run=replace(cfg.run, resume_ckpt_path="auto")), single("cpu"))
 
 
 def test_a_shorter_run_than_the_checkpoint_is_refused(undisturbed: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from minigpt4.common.checkpoint import find_last, read_checkpoint, settle_links
 from minigpt4.datasets.sampler import WindowSampler
-from minigpt4.runners.job import name_differences
+from minigpt4.runners.changes import name_differences
 from tests.engine_parts import TASK, Bench
 from tests.resume_children import die_in_saves, make_job_dir, save_step
 from tests.resume_harness import (

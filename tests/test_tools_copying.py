@@ -94,6 +94,7 @@ def test_the_last_line_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFix
     cp("quickstart_face", "a.yaml")
     cp("minigptv2_eval", "b.yaml")
     cp("laion", "c.yaml")
+    cp("12gb", "d.yaml")
     assert capsys.readouterr().out.splitlines() == [
         "wrote a.yaml from train_configs/quickstart_face.yaml",
         "next: minigpt4 train --cfg-path a.yaml",
@@ -101,7 +102,21 @@ def test_the_last_line_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFix
         "next: minigpt4 chat --cfg-path b.yaml --image PICTURE",
         "wrote c.yaml from minigpt4/configs/datasets/laion/defaults.yaml",
         "next: put its block under datasets: of a training YAML",
+        "wrote d.yaml from train_configs/presets/12gb.yaml",
+        "next: write into a training YAML beside it: include: d.yaml",
     ]
+
+
+@pytest.mark.parametrize("name", ["12gb", "presets/12gb.yaml", "train_configs/presets/12gb.yaml"])
+def test_a_copied_preset_is_included_as_its_head_says(name: str, folder: Path) -> None:
+    assert cp(name, "own.yaml") == 0
+    head, include, *rest = (folder / "own.yaml").read_text(encoding="utf-8").splitlines()
+    assert head == "# A copy of train_configs/presets/12gb.yaml. Use it in a YAML file beside it:"
+    assert not [line for line in rest if "12gb.yaml" in line]
+    content = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    path = folder / "run.yaml"
+    path.write_text(f"{include.removeprefix('#')}\n".lstrip() + yaml.safe_dump(content), encoding="utf-8")
+    assert load_config(path, check_data=False).model.load_in_4bit
 
 
 def trained(folder: Path, blocks: dict[str, Any]) -> dict[str, DatasetConfig]:

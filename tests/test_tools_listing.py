@@ -134,6 +134,13 @@ def test_paths_of_examples_can_be_used_from_any_directory(tmp_path: Path, monkey
     assert len(found) > 10 and all(Path(name).is_file() for name in found)
 
 
+def test_presets_are_listed_among_the_files(capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = sorted(path.name for path in (REPOSITORY / "train_configs" / "presets").glob("*.yaml"))
+    lines = [line.split() for line in printed(capsys, "config").splitlines() if "/presets/" in line]
+    assert [Path(line[0]).name for line in lines] == shipped
+    assert all(line[1:5] == ["For", "a", "card", "of"] for line in lines)
+
+
 def test_an_installed_package_says_where_the_examples_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

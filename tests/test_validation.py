@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def _runner(folder: Path, valid: dict[str, Any], **run: Any) -> RunnerBase:
 
 def _events(runner: RunnerBase, kind: str) -> list[dict[str, Any]]:
     return [row for row in read_log(runner.job_dir / "log.txt") if row.get("event") == kind]
+
+
+@pytest.fixture(autouse=True)
+def _no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve per checkpoint costs more than the tiny runs themselves."""
+    monkeypatch.setattr("minigpt4.runners.runner_base.draw_curve", lambda job_dir: None)
 
 
 @pytest.fixture
@@ -200,3 +207,91 @@ def test_answers_of_the_newest_and_the_best_validation_are_kept(
     for row, index in zip(kept["last"], (0, 1, 3), strict=True):
         assert (row["section"], row["meta"]) == (f"part {index % 2}", {"age": "old" if index % 3 else "young"})
         assert row["correct"] == {"exact_accuracy": row["answer"] == row["reference"]} and row["images"] == []
+
+
+def _stop_in(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """Every run is asked to stop while it trains ``window``."""
+    after_window = RunnerBase._after_window
+
+    def stopped(self: RunnerBase, number: int, stats: Any) -> bool:
+        goes_on = after_window(self, number, stats)
+        if number == window - 2:
+            self.stop.number = signal.SIGTERM
+        return goes_on
+
+    monkeypatch.setattr(RunnerBase, "_after_window", stopped)
+
+
+@pytest.mark.parametrize("window", [4, 8])
+def test_a_validation_that_a_stop_left_out_comes_first_after_the_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    valid = {"every": 4, "metrics": ["loss", "rouge_l"]}
+    alone = _runner(tmp_path / "alone", valid, save_every=10, keep_last=0)
+    assert alone.train() == 0
+    with monkeypatch.context() as patch:
+        _stop_in(patch, window)
+        patch.setattr(Validator, "run", _only_before(window))
+        stopped = _runner(tmp_path / "stopped", valid, save_every=10, keep_last=0)
+        assert stopped.train() == 128 + signal.SIGTERM
+    resumed = _runner(tmp_path / "stopped", valid, save_every=10, keep_last=0, resume_ckpt_path="auto")
+    assert resumed.train() == 0 and resumed.job_dir == stopped.job_dir
+    for kind in ("validation", "canaries"):
+        assert _events(resumed, kind) == _events(alone, kind) and len(_events(alone, kind)) == 4
+    assert resumed.progress == alone.progress
+    left, right = (read_checkpoint(runner.job_dir / "checkpoints" / "best") for runner in (resumed, alone))
+    assert (left.step, left.manifest["metrics"]) == (right.step, right.manifest["metrics"])
+    for kind in ("last", "best"):
+        left_rows, right_rows = ((r.job_dir / "answers" / kind / "one.jsonl").read_text() for r in (resumed, alone))
+        assert left_rows == right_rows
+
+
+def _only_before(window: int) -> Any:
+    """``Validator.run`` that fails at ``window``, where a stop must not wait for it."""
+    run = Validator.run
+
+    def checked(self: Validator, training: Any, tell: Any) -> Any:
+        log = read_log(training.job_dir / "log.txt")
+        assert max(row.get("window", 0) for row in log) < window, "a stopped run validates"
+        return run(self, training, tell)
+
+    return checked
+
+
+def test_a_validation_made_up_for_can_end_the_run(
+    tmp_path: Path, losses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses += [2.0, 2.1]
+    valid = {"every": 4, "patience": 1, "num_canaries": 0}
+    with monkeypatch.context() as patch:
+        _stop_in(patch, 4)
+        assert _runner(tmp_path, valid).train() == 128 + signal.SIGTERM
+    resumed = _runner(tmp_path, valid, resume_ckpt_path="auto")
+    assert resumed.train() == 0
+    assert (resumed.progress.window, resumed.progress.is_over, losses) == (4, True, [])
+    assert _runner(tmp_path, valid, resume_ckpt_path="auto").train() == 0  # asks for no further loss
+
+
+def test_a_validation_made_up_for_twice_is_logged_once(
+    tmp_path: Path, losses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses += [2.0, 1.0, 1.0, 3.0, 3.0]
+    valid = {"every": 4, "num_canaries": 1}
+    with monkeypatch.context() as patch:
+        _stop_in(patch, 4)
+        assert _runner(tmp_path, valid).train() == 128 + signal.SIGTERM
+
+    def lost(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunnerBase, "_save", lost)  # the process dies between the log and the checkpoint
+        _runner(tmp_path, valid, resume_ckpt_path="auto").train()
+    resumed = _runner(tmp_path, valid, resume_ckpt_path="auto")
+    assert resumed.train() == 0
+    assert [(row["window"], row["val_loss"]) for row in _events(resumed, "validation")] == [
+        (2, 2.0), (4, 1.0), (6, 3.0), (8, 3.0)
+    ]  # fmt: skip
+    assert [row["window"] for row in _events(resumed, "canaries")] == [2, 4, 6, 8]
+    best = read_checkpoint(resumed.job_dir / "checkpoints" / "best")
+    assert (best.step, best.manifest["metrics"]["val_loss"]) == (4, 1.0)

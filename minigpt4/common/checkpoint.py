@@ -246,7 +246,14 @@ def read_checkpoint(path: str | Path, check_content: bool = False) -> Checkpoint
 
 
 def find_last(job_dir: Path, check_content: bool = False) -> Checkpoint | None:
-    """The complete checkpoint of a job with the highest step; what ``read_checkpoint`` refuses is passed over."""
+    """The complete checkpoint of a job with the highest step; what ``read_checkpoint`` refuses is passed over.
+
+    check_content: asked by whoever goes on from it, so a step that a kill left set aside gets its name back first.
+    """
+    for folder in (job_dir / "checkpoints").glob(".old_step_*") if check_content else ():
+        final = folder.with_name(folder.name.removeprefix(".old_").rpartition("_")[0])
+        if not final.exists():
+            folder.rename(final)
     for step in sorted(_steps(job_dir / "checkpoints"), reverse=True):
         try:
             return read_checkpoint(job_dir / "checkpoints" / f"step_{step}", check_content)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -62,12 +63,17 @@ class DistContext:
         return total
 
     def largest(self, value: int) -> int:
-        """The largest ``value`` of all ranks; the host waits."""
+        """The largest ``value`` of all ranks. The host waits for the other hosts, not for what a GPU has queued."""
         if self.world_size == 1:
             return value
-        most = torch.full((), value, dtype=torch.int64, device=self.device)
-        torch_dist.all_reduce(most, op=torch_dist.ReduceOp.MAX)
+        most = torch.full((), value, dtype=torch.int64)
+        torch_dist.all_reduce(most, op=torch_dist.ReduceOp.MAX, group=self._host_group)
         return int(most)
+
+    @cached_property
+    def _host_group(self) -> Any:
+        """Ranks on the CPU, for the thread that trains: two threads must not share a group. None = the default one."""
+        return None if self.device.type == "cpu" else self.background_group()
 
     def background_group(self) -> Any:
         """A second group of all ranks, for exchanges from a thread beside training; on the CPU whatever the device."""

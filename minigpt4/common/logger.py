@@ -64,7 +64,7 @@ class WindowRecord:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told at the start."""
+    """What a tracker is told at the start. ``owes_validation``: that of ``start_window`` is still to come."""
 
     job_dir: Path
     name: str
@@ -72,6 +72,13 @@ class RunInfo:
     total_windows: int
     start_window: int
     max_epoch: int
+    owes_validation: bool = False
+
+    def keeps(self, row: Mapping[str, Any]) -> bool:
+        """Whether a line of an earlier attempt's log is of before the checkpoint that this one goes on from."""
+        window = row.get("window", 0)
+        is_repeated = self.owes_validation and row.get("event") in ("validation", "canaries")
+        return bool(window < self.start_window or (window == self.start_window and not is_repeated))
 
 
 class Tracker(Protocol):
@@ -182,7 +189,7 @@ class JsonlTracker:
         if not self._path.is_file():
             self._append({"config": info.config})
             return
-        kept = [row for row in read_log(self._path) if row.get("window", 0) <= info.start_window]
+        kept = [row for row in read_log(self._path) if info.keeps(row)]
         kept.append({"event": "resumed", "window": info.start_window, "config": info.config})
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 

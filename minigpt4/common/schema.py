@@ -266,6 +266,7 @@ class RunConfig:
     dist_url: str = "env://"  # where ranks meet; env:// = as the launcher says
     dist_timeout: float = 1800.0  # seconds that ranks wait for each other; then the run ends and names the silent ones
     trackers: list[str] = field(default_factory=lambda: ["terminal", "jsonl"])  # terminal | jsonl | wandb | tensorboard
+    report: bool = True  # a run that has ended writes report.html into its job folder
     plugins: list[str] = field(default_factory=list)  # modules of your own that register names
     name: str = ""  # label of an evaluation
     save_path: str = ""  # where evaluation scripts write

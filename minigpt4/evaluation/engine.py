@@ -58,6 +58,7 @@ class AnswerOptions:
 
     batch_size  None = as many as fit. source: what the answers depend on besides ``generation``: checkpoint, ...
     respond     how encoded questions are answered; None = by generating text.
+    group       so many questions, in their order, stay together: on one rank, and when one of them is asked again.
     """
 
     generation: GenerateOptions = field(default_factory=GenerateOptions)
@@ -66,6 +67,7 @@ class AnswerOptions:
     is_overwriting: bool = False
     title: str = "answers"
     respond: Respond | None = None
+    group: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -96,14 +98,17 @@ def answer_all(
     check_ids(questions)
     ledger = None if out is None else options.ledger(out, questions)
     known = {} if ledger is None else ledger.open(dist)
-    pending = [question for question in questions if question.id not in known]
+    groups = [questions[start : start + options.group] for start in range(0, len(questions), options.group)]
+    pending = [group for group in groups if any(question.id not in known for question in group)]
+    count = sum(map(len, pending))
     if known:
         log.info("%s: %d of %d are there, going on", options.title, len(known), len(questions))
-    mine, new = pending[dist.rank :: dist.world_size], list[Answer]()
+    mine = [question for group in pending[dist.rank :: dist.world_size] for question in group]
+    new: list[Answer] = []
     work = _Work(assistant, options, mine)
     try:
-        with progress(options.title, "answers", len(pending), dist.is_main) as advance:
-            for answers in work.windows(lambda done: advance(min(done * dist.world_size, len(pending)))):
+        with progress(options.title, "answers", count, dist.is_main) as advance:
+            for answers in work.windows(lambda done: advance(min(done * dist.world_size, count))):
                 new += answers
                 if ledger is not None:
                     ledger.append(answers)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minigpt4.chat.loading import Assistant
-from minigpt4.chat.session import open_image
-from minigpt4.common.bar import progress
 from minigpt4.common.dist import DistContext
-from minigpt4.common.errors import DataError
 from minigpt4.common.types import IGNORE_INDEX, Batch, Encoded
 from minigpt4.conversation.encoding import Encoder
-from minigpt4.evaluation.engine import prompt_of
-from minigpt4.evaluation.questions import Question
-from minigpt4.models.generation import GenerationMixin
+from minigpt4.evaluation.engine import AnswerOptions, answer_all
+from minigpt4.evaluation.questions import Answer, Question
+from minigpt4.models.generation import GenerateOptions, GenerationMixin
 
+_BATCH = 10
+"""Where ``AnswerOptions`` has no ``batch_size``."""
 _ABSENT = 9999.0
 """Score of a candidate that a shorter list does not have, as in the published evaluation."""
 
@@ -33,56 +36,63 @@ class Ranked:
 
 
 def rank_all(
-    assistant: Assistant, questions: Sequence[Question], batch_size: int, dist: DistContext, title: str = "ranking"
+    assistant: Assistant, questions: Sequence[Question], out: Path | None, options: AnswerOptions, dist: DistContext
 ) -> list[Ranked]:
     """The best of every question's candidates (``meta['choices']``), on every rank, in the order of ``questions``.
 
-    Batches are those of the file's order: the score depends a little on what else is in the batch, see ``losses_of``.
+    As ``answer_all``: with ``out`` a run that was cut off goes on. The answers in that file are the candidates' losses.
+    Batches are those of the file's order, on any number of ranks and after a resume, and whoever asks one question of a
+    batch again asks all of them: the score depends a little on what else is in the batch, see ``losses_of``.
     """
-    starts = range(0, len(questions), batch_size)
-    own: dict[int, list[Ranked]] = {}
-    with progress(title, "questions", len(questions), dist.is_main) as advance:
-        for number, start in enumerate(starts[dist.rank :: dist.world_size], start=1):
-            own[start] = _rank_batch(assistant, questions[start : start + batch_size])
-            advance(min(number * batch_size * dist.world_size, len(questions)))
-    found: dict[int, list[Ranked]] = {}
-    for share in dist.gather_objects(own):
-        found.update(share)
-    return [ranked for start in starts for ranked in found[start]]
+    size = options.batch_size or _BATCH
+    batch_of = {question.id: number // size for number, question in enumerate(questions)}
+
+    def respond(
+        assistant: Assistant,
+        questions: Sequence[Question],
+        prompts: Sequence[Encoded],
+        images_of: Callable[[Sequence[int]], Tensor],
+        batch_size: int,
+        advance: Callable[[int], None],
+    ) -> list[str]:
+        texts = []
+        for _, group in groupby(range(len(questions)), key=lambda number: batch_of[questions[number].id]):
+            numbers = list(group)
+            choices = [questions[number].meta["choices"] for number in numbers]
+            losses = losses_of(assistant.model, [prompts[number] for number in numbers], images_of(numbers), choices)
+            texts += [json.dumps(row[: len(own)].tolist()) for row, own in zip(losses, choices, strict=True)]
+            advance(len(numbers))
+        return texts
+
+    candidates = json.dumps([question.meta["choices"] for question in questions])
+    source = {
+        **options.source,
+        "batch_size": str(size),
+        "candidates": hashlib.sha256(candidates.encode()).hexdigest()[:16],
+    }
+    ranking = replace(
+        options, generation=GenerateOptions(max_new_tokens=1), batch_size=size, group=size, source=source,
+        respond=respond,
+    )  # fmt: skip
+    return [_ranked(answer) for answer in answer_all(assistant, questions, out, ranking, dist)]
 
 
-def _rank_batch(assistant: Assistant, questions: Sequence[Question]) -> list[Ranked]:
-    prompts, pixels, numbers = list[Encoded](), list[Tensor](), list[int]()
-    result = [Ranked(-1) for _ in questions]
-    for number, question in enumerate(questions):
-        try:
-            pictures = [assistant.image_processor(open_image(path)) for path in question.images]
-            prompts.append(prompt_of(assistant, question, max_new_tokens=0))
-        except DataError as error:
-            result[number] = Ranked(-1, error=str(error))
-            continue
-        pixels += pictures
-        numbers.append(number)
-    if not numbers:
-        return result
-    choices = [questions[number].meta["choices"] for number in numbers]
-    losses = losses_of(assistant.model, prompts, torch.stack(pixels), choices)  # [B, K]
-    for number, row, own in zip(numbers, losses, choices, strict=True):
-        result[number] = Ranked(int(row.argmin()), tuple(row[: len(own)].tolist()))
-    return result
+def _ranked(answer: Answer) -> Ranked:
+    if answer.error:
+        return Ranked(-1, error=answer.error)
+    losses = tuple(json.loads(answer.text))
+    return Ranked(min(range(len(losses)), key=losses.__getitem__), losses)
 
 
 @torch.no_grad()
 def losses_of(
-    model: GenerationMixin, prompts: Sequence[Encoded], images: Tensor, choices: Sequence[Sequence[str]]
+    model: GenerationMixin, prompts: Sequence[Encoded], features: Tensor, choices: Sequence[Sequence[str]]
 ) -> Tensor:
     """Loss of every candidate after its prompt, [B, K]; candidates that a list lacks have 9999.
 
-    images: pixels [B, 3, S, S] of the prompts. The loss is MiniGPT-v2's: the sum over the candidate's tokens and its
-    end symbol, divided by the positions of the longest prompt and the longest k-th candidate of the batch.
+    features: of the prompts' pictures, [B, P, C']. The loss is MiniGPT-v2's: the sum over the candidate's tokens and
+    its end symbol, divided by the positions of the longest prompt and the longest k-th candidate of the batch.
     """
-    with model.autocast():
-        features = model.vision_features(images.to(model.device))  # [B, P, C']
     width = max(map(len, choices))
     losses = torch.full((len(prompts), width), _ABSENT)
     encoder, longest = model.encoder, max(len(prompt.ids) for prompt in prompts)

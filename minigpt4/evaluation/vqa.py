@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from minigpt4.chat.loading import Assistant
 from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import DataError
-from minigpt4.common.files import open_atomically
 from minigpt4.evaluation.blocks import Block, first_existing, read_each
 from minigpt4.evaluation.engine import AnswerOptions, answer_all
 from minigpt4.evaluation.ledger import on_main
@@ -71,7 +69,7 @@ def evaluate_vqa(
     """Ask and score one benchmark. Writes ``<name>.jsonl``, and ``<name>.json`` as the published evaluation does."""
     benchmark = BENCHMARKS[block.name]
     if benchmark.score is None:
-        return _evaluate_choices(assistant, block, questions, folder, dist)
+        return _evaluate_choices(assistant, block, questions, folder, options, dist)
     answers = answer_all(assistant, questions, folder / f"{block.name}.jsonl", options, dist)
     scored = benchmark.score(block, answers)
     on_main(dist, lambda: write_json(folder / f"{block.name}.json", scored.predictions))
@@ -80,19 +78,19 @@ def evaluate_vqa(
 
 
 def _evaluate_choices(
-    assistant: Assistant, block: Block, questions: Sequence[Question], folder: Path, dist: DistContext
+    assistant: Assistant,
+    block: Block,
+    questions: Sequence[Question],
+    folder: Path,
+    options: AnswerOptions,
+    dist: DistContext,
 ) -> Result:
-    ranked = rank_all(assistant, questions, block.batch_size, dist, block.name)
-    right = sum(one.choice == question.meta["answer"] for one, question in zip(ranked, questions, strict=True))
-
-    def write() -> None:
-        with open_atomically(folder / f"{block.name}.jsonl") as file:
-            for one, question in zip(ranked, questions, strict=True):
-                line: dict[str, Any] = {"id": question.id, "choice": one.choice, "losses": list(one.losses)}
-                line |= {"error": one.error} if one.error else {}
-                file.write(json.dumps(line | {"meta": dict(question.meta)}, ensure_ascii=False) + "\n")
-
-    on_main(dist, write)
+    ranked = rank_all(assistant, questions, folder / f"{block.name}.jsonl", options, dist)
+    predictions = [
+        {"pred": one.choice, "gt": question.meta["answer"]} for one, question in zip(ranked, questions, strict=True)
+    ]
+    on_main(dist, lambda: write_json(folder / f"{block.name}.json", predictions))
+    right = sum(one["pred"] == one["gt"] for one in predictions)
     errors = sum(bool(one.error) for one in ranked)
     return Result(block.name, "likeliest choice", 100 * right / len(ranked), len(ranked), errors)
 

@@ -168,24 +168,6 @@ def continues_job(checkpoint: Checkpoint) -> bool:
     return is_last(checkpoint)
 
 
-def name_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One sentence per setting that changes the order of samples or the gradient."""
-    before, now = _by_window(before), _by_window(now)
-    return [
-        f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now; losses will differ from an undisturbed run"
-        for key, value in now.items()
-        if before.get(key) != value
-    ]
-
-
-def _by_window(order: Mapping[str, Any]) -> dict[str, Any]:
-    """``order`` with ranks and accumulation as their product: a window is the same list of samples however it is spread
-    over ranks. (A schedule that is not constant still differs a little: it counts micro-batches per rank.)"""
-    result = {"balance": {}, **order}  # checkpoints of before know none
-    ranks, accumulation = result.pop("world size"), result.pop("run.accum_grad_iters")
-    return {"micro-batches per window (run.accum_grad_iters x ranks)": ranks * accumulation, **result}
-
-
 def describe_start(cfg: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Where a run starts, for the manifest and the log: anew, with weights of another run, or where one stopped."""
     if checkpoint is not None:

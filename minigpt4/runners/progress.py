@@ -20,6 +20,7 @@ class Progress:
     window: optimiser steps done. skipped: windows without target tokens. loss: of the last window.
     best, best_by, best_window: the best validation value, of which metric, and when. stale: validations since then.
     is_over: an early stop has ended the run. bad_records: data set -> index -> message ('' after the first few).
+    owes_validation: a signal stopped the run where a validation was due; whoever goes on from here begins with it.
     """
 
     window: int = 0
@@ -30,6 +31,7 @@ class Progress:
     best_window: int = 0
     stale: int = 0
     is_over: bool = False
+    owes_validation: bool = False
     bad_records: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def judge(self, name: str, value: float, is_lower_better: bool) -> bool:

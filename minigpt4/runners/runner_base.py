@@ -26,7 +26,7 @@ from minigpt4.common.sharding import is_sharded_run, make_mesh
 from minigpt4.common.types import Batch
 from minigpt4.datasets.collate import WindowDataset, collate_padded
 from minigpt4.models.split_model import place_around_llm, split
-from minigpt4.runners import job, overview, sanity
+from minigpt4.runners import changes, job, overview, sanity
 from minigpt4.runners.ahead import copied_ahead
 from minigpt4.runners.kept_answers import keep_answers
 from minigpt4.runners.parts import (
@@ -69,6 +69,8 @@ class RunnerBase:
         self.trackers = build_trackers(run.trackers)
         self.task: BaseTask = registry.get("task", run.task)()
         checkpoint = job.find_resume(cfg, dist)
+        if checkpoint is not None:
+            changes.check_lora(checkpoint, self.config_text)
         precision = choose_precision(run.precision, dist.device)
 
         torch.manual_seed(run.seed)
@@ -107,7 +109,7 @@ class RunnerBase:
             model=wrapped, core=self.model, optimizer=optimizer, scaler=scaler,
             lr_at=lambda t: schedule(t, lr_plan), dist=dist, accumulation=run.accum_grad_iters,
             clip_grad_norm=run.clip_grad_norm, seed=run.seed, job_dir=self.job_dir, stop_requested=self.stop.requested,
-            is_sharded=is_sharded, defer=can_defer(dist.device, precision, is_sharded),
+            is_sharded=is_sharded, defer=can_defer(dist.device),
             clock=watch_phases(self.model, dist),
         )  # fmt: skip
         self.saver = Saver(self.training, self.model, self.config_text, run.keep_last)
@@ -136,19 +138,20 @@ class RunnerBase:
         first, total = self.progress.window, self.plan.total_windows
         if self.cfg.run.evaluate:
             return self._evaluate()
-        if first >= total or self.progress.is_over:
+        if self.progress.is_over or (first >= total and not self.progress.owes_validation):
             why = "the run was stopped early" if self.progress.is_over else f"{first} of {total} windows are done"
             log.info("nothing left to train: %s (%s)", why, self.job_dir)
             return 0
-        is_complete = True
         raise_file_limit()
         if self.dist.world_size > 2 and not self.training.is_sharded:
             self.task.rehearse(self.training, self._rehearsal())
         with self.stop, job.naming_lost_workers():
             self._start()
             batches = self._batches(first)
-            self.pace = Pace()
             try:
+                self._make_up_validation()
+                self.pace = Pace()
+                is_complete = not self.progress.is_over
                 while is_complete and self.progress.window < total:
                     end = (self.progress.window // self.plan.windows_per_epoch + 1) * self.plan.windows_per_epoch
                     numbers = range(self.progress.window, end)
@@ -164,7 +167,7 @@ class RunnerBase:
                 for tracker in self.trackers if self.dist.is_main else ():
                     tracker.close()
                 self.saver.wait()
-        if self.progress.window >= total or self.progress.is_over:
+        if (self.progress.window >= total and not self.progress.owes_validation) or self.progress.is_over:
             log.info("done: %d windows; %s", self.progress.window, self.job_dir / "checkpoints" / "last")
             return 0
         log.warning(
@@ -193,7 +196,7 @@ class RunnerBase:
         job.write_json(self.job_dir / "manifest.json", self.manifest)
         info = RunInfo(
             self.job_dir, f"{self.job_dir.parent.name}/{self.job_dir.name}", asdict(self.cfg),
-            self.plan.total_windows, self.progress.window, self.plan.max_epoch,
+            self.plan.total_windows, self.progress.window, self.plan.max_epoch, self.progress.owes_validation,
         )  # fmt: skip
         for tracker in self.trackers:
             tracker.start(info)
@@ -263,17 +266,27 @@ class RunnerBase:
         return done % self.plan.windows_between(every) == 0 or done == self.plan.total_windows
 
     def _validate_and_save(self, done: int, is_stopped: bool) -> None:
-        """What is due after this window. A stop by signal saves at once; there may be no time to validate."""
-        is_save = self._is_saved(done)
-        if self.validator.is_needed and not is_stopped and self._is_validated(done):
-            scores = self._validate()
-            is_best = self._judge(scores)
-            if self.dist.is_main:
-                keep_answers(self.job_dir, done, scores.answers, is_best)
-            if is_save or is_best or self.progress.is_over:
-                self._save(scores.values, is_best)
+        """What is due after this window. A stop by signal saves at once, and leaves a due validation to who goes on."""
+        is_save, is_check = self._is_saved(done), self.validator.is_needed and self._is_validated(done)
+        self.progress.owes_validation = is_stopped and is_check
+        if is_check and not is_stopped:
+            self._validate_then_save(is_save)
         elif is_save or is_stopped:
             self._save({}, False)
+
+    def _make_up_validation(self) -> None:
+        """The validation that a stop by signal left out; its checkpoint is written anew, with what it came to."""
+        if self.progress.owes_validation:
+            self.progress.owes_validation, self._last_saved = False, -1
+            self._validate_then_save(True)
+
+    def _validate_then_save(self, is_save: bool) -> None:
+        scores = self._validate()
+        is_best = self._judge(scores)
+        if self.dist.is_main:
+            keep_answers(self.job_dir, self.progress.window, scores.answers, is_best)
+        if is_save or is_best or self.progress.is_over:
+            self._save(scores.values, is_best)
 
     def _log(self, number: int, stats: StepStats) -> None:
         done = number + 1
@@ -358,7 +371,8 @@ class RunnerBase:
     def _resume(self, checkpoint: Checkpoint) -> Progress:
         """Moments, scaler and counters of ``checkpoint``; names the settings that changed since."""
         state = load_resume(checkpoint, self.training)
-        for line in job.name_differences(state["order"], self._order()):
+        differences = changes.name_differences(state["order"], self._order())
+        for line in [*differences, *changes.name_model_changes(checkpoint, self.config_text)]:
             log.warning("resume: %s", line)
         if state["window"] > self.plan.total_windows:
             raise CheckpointError(
@@ -366,23 +380,13 @@ class RunnerBase:
                 f"{self.plan.total_windows} (run.max_epoch, run.iters_per_epoch)"
             )
         log.info("resuming at window %d of %d from %s", state["window"], self.plan.total_windows, checkpoint.path)
-        return Progress.from_state(state)
+        progress = Progress.from_state(state)
+        progress.owes_validation = progress.owes_validation and self.validator.is_needed
+        return progress
 
     def _order(self) -> dict[str, object]:
-        """The settings that decide which samples a window holds and what its gradient is."""
-        run, sets = self.cfg.run, self.cfg.datasets
-        return {
-            "run.seed": run.seed,
-            "run.accum_grad_iters": run.accum_grad_iters,
-            "world size": self.dist.world_size,
-            "windows per epoch": self.plan.windows_per_epoch,
-            "run.max_epoch": run.max_epoch,
-            "sample_ratio": {name: cfg.sample_ratio for name, cfg in sets.items()},
-            "batch_size": {name: cfg.batch_size for name, cfg in sets.items()},
-            "run.mix_temperature": run.mix_temperature,
-            "balance": {name: asdict(cfg.balance) for name, cfg in sets.items() if cfg.balance.by},
-            "data": {dataset.name: dataset.fingerprint() for dataset in self.datasets},
-        }
+        fingerprints = {dataset.name: dataset.fingerprint() for dataset in self.datasets}
+        return changes.sample_settings(self.cfg, self.dist.world_size, self.plan.windows_per_epoch, fingerprints)
 
     def _data_facts(self) -> dict[str, dict[str, object]]:
         return {

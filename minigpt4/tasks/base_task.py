@@ -34,7 +34,7 @@ class Training:
     is_sharded: its weights are split over ranks, which must call the same modules in step.
     scaler: on for fp16. lr_at: iteration -> learning rate. stop_requested: asked once per window on every rank.
     defer: the device alone decides whether weights follow a window, and the host reads its figures when the next one is
-    queued; for a fused optimiser, without a scaler and without split weights (both of which wait anyway).
+    queued; for a fused optimiser.
     clock: told where each phase of a step ends; the model's language decoder marks the end of vision.
     """
 
@@ -132,11 +132,12 @@ class BaseTask(ABC):
         norm = self._unscaled_norm(training)
         stop = torch.full((), float(training.stop_requested()), dtype=torch.float64, device=norm.device)
         votes = training.dist.sum(torch.stack([sums.row_losses.sum(), stop]))
-        values = torch.cat([votes[:1], sums.counts.double(), norm.double()[None], votes[1:]])
+        scale = training.scaler.scale(torch.ones((), device=norm.device))  # as a number it would be waited for
+        values = torch.cat([votes[:1], sums.counts.double(), torch.stack([norm.double(), scale.double()]), votes[1:]])
         figures = Figures(training, sums, values)
         if training.defer and training.optimizer.state:  # the first step makes the moments
             step_unless(training.optimizer, figures.is_unusable)
-        elif not figures.stats.is_skipped:
+        elif not figures.stats.is_skipped and math.isfinite(figures.stats.grad_norm):
             training.scaler.step(training.optimizer)
         training.scaler.update()
         training.optimizer.zero_grad(set_to_none=True)

@@ -60,7 +60,8 @@ class WindowSums:
 class Figures:
     """The figures of one window. A GPU copies them while the host goes on; ``stats`` waits until they are there.
 
-    values: loss sum, target tokens, samples, gradient norm, stop votes; float64 [5], the same on every rank.
+    values: loss sum, target tokens, samples, gradient norm, loss scale (1 without scaling), stop votes; float64 [6],
+    the same on every rank.
     """
 
     def __init__(self, training: Training, window: WindowSums, values: Tensor) -> None:
@@ -76,7 +77,7 @@ class Figures:
     @property
     def is_unusable(self) -> Tensor:
         """Whether weights must not follow this window, for the device to know alone; bool []."""
-        total, tokens, _, norm, _ = self._values.unbind()
+        total, tokens, _, norm, *_ = self._values.unbind()
         return (tokens == 0) | ~torch.isfinite(total) | ~torch.isfinite(norm)
 
     @cached_property
@@ -84,21 +85,19 @@ class Figures:
         """The figures, waited for. Raises NonFiniteError, the same on every rank, when they are no numbers."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        total, tokens, samples, norm, votes = self._on_host.tolist()
+        total, tokens, samples, norm, scale, votes = self._on_host.tolist()
         window = self._window
         stats = StepStats(
             total / tokens if tokens else math.nan, norm if tokens else math.nan, window.lr,
             int(samples), int(tokens), window.waited, tokens == 0, votes > 0,
             tuple(bad for batch in window.rows for bad in batch.passed_over),
         )  # fmt: skip
-        self._check(stats)
+        # with fp16 an infinite gradient is the scaler's business (no step is taken and the scale is halved) until
+        # the scale is so small that overflow cannot be the reason
+        self._check(stats, is_overflow=scale > 1.0)
         return stats
 
-    def _check(self, stats: StepStats) -> None:
-        # with fp16 an infinite gradient is the scaler's business (it skips the step and halves its scale) until
-        # the scale is so small that overflow cannot be the reason
-        scaler = self._training.scaler
-        is_overflow = scaler.is_enabled() and scaler.get_scale() > 1.0
+    def _check(self, stats: StepStats, is_overflow: bool) -> None:
         is_bad = not math.isfinite(stats.loss) or (not math.isfinite(stats.grad_norm) and not is_overflow)
         if stats.is_skipped or not is_bad:
             return

@@ -13,10 +13,10 @@ from minigpt4.common.errors import ConfigError, nearest
 from minigpt4.common.files import write_atomically
 from minigpt4.common.yaml_source import REPOSITORY_ROOT, find_existing
 from minigpt4.datasets.cards import find_card, known_cards
-from minigpt4.tools.listing import example_files
+from minigpt4.tools.listing import PRESETS, example_files
 
 _CONFIG_HEADER = """\
-# A copy of {origin}. Run it:
+# A copy of {origin}. {use}:
 #   {command}
 """
 _CARD_HEADER = """\
@@ -43,7 +43,12 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise ConfigError(f"'{target}' cannot be written: {error.strerror}") from error
     print(f"wrote {target} from {_label(source)}")
-    print("next: put its block under datasets: of a training YAML" if card else f"next: {_command(source, target)}")
+    if card:
+        print("next: put its block under datasets: of a training YAML")
+    elif _is_preset(source):
+        print(f"next: write into a training YAML beside it: {_command(source, target)}")
+    else:
+        print(f"next: {_command(source, target)}")
     return 0
 
 
@@ -69,7 +74,8 @@ def find(name: str) -> tuple[Path, str]:
     """The file that ``name`` means, and the data set when it is a card, else "". Raises ConfigError."""
     configs = {path.stem: path for path in example_files()}
     stem = Path(name).name.removesuffix(".yaml")
-    written = find_existing(name, (Path.cwd(), REPOSITORY_ROOT))  # a path, as `minigpt4 ls config` prints it
+    # a path, as `minigpt4 ls config` prints it or as `include:` has it
+    written = find_existing(name, (Path.cwd(), REPOSITORY_ROOT, REPOSITORY_ROOT / "train_configs"))
     if stem in configs and (name in (stem, f"{stem}.yaml") or written == configs[stem]):
         return configs[stem], ""
     card = find_card(name)
@@ -118,8 +124,11 @@ def config_text(source: Path, target: Path) -> str:
     A job name that repeats the file's is left out: the copy's own file name takes its place, so that a copy under
     another name has job folders of its own, which matters to ``--resume auto``.
     """
-    header = _CONFIG_HEADER.format(origin=_label(source), command=_command(source, target))
+    use = "Use it in a YAML file beside it" if _is_preset(source) else "Run it"
+    header = _CONFIG_HEADER.format(origin=_label(source), use=use, command=_command(source, target))
     body = source.read_text(encoding="utf-8").replace(f"--cfg-path {_label(source)}", f"--cfg-path {_quoted(target)}")
+    if _is_preset(source):
+        body = body.replace(f"   include: {source.parent.name}/{source.name}", "")
     return header + re.sub(rf"^  job_name: {re.escape(source.stem)}\n", "", body, flags=re.MULTILINE)
 
 
@@ -129,9 +138,15 @@ def card_text(source: Path, name: str) -> str:
 
 
 def _command(source: Path, target: Path) -> str:
+    if _is_preset(source):
+        return f"include: {target.name}"
     if source.parent.name == "eval_configs":
         return f"minigpt4 chat --cfg-path {_quoted(target)} --image PICTURE"
     return f"minigpt4 train --cfg-path {_quoted(target)}"
+
+
+def _is_preset(source: Path) -> bool:
+    return source.parent == REPOSITORY_ROOT / PRESETS
 
 
 def _quoted(path: Path) -> str:

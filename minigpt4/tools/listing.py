@@ -16,7 +16,8 @@ from minigpt4.common.registry import KINDS, registry
 from minigpt4.common.yaml_source import REPOSITORY_ROOT, shown
 from minigpt4.datasets.cards import find_card, known_cards
 
-CONFIG_FOLDERS = ("train_configs", "eval_configs")
+PRESETS = "train_configs/presets"
+CONFIG_FOLDERS = ("train_configs", PRESETS, "eval_configs")
 WRITTEN_IN = {
     "model": "model.arch",
     "model_type": "model.arch and model.model_type: defaults to start from",
@@ -30,7 +31,7 @@ WRITTEN_IN = {
     "metric": "run.valid.metrics, besides loss",
     "face_set": "eval_faces.py --dataset",
     "dataset": "blocks under datasets:, `minigpt4 cp NAME` copies one to edit",
-    "config": "files for --cfg-path, `minigpt4 cp NAME` copies one to edit",
+    "config": "files for --cfg-path, those of presets/ for include:; `minigpt4 cp NAME` copies one to edit",
 }
 """Kind -> where its names are used; the order of the listing."""
 _SENTENCE_END = re.compile(r"(?<=\.)(?<!e\.g\.)(?<!i\.e\.)\s")
@@ -90,7 +91,7 @@ def entries(kind: str) -> dict[str, str]:
 
 
 def example_files() -> list[Path]:
-    """The YAML files of ``train_configs/`` and ``eval_configs/``; none where only the package is installed."""
+    """The YAML files of ``CONFIG_FOLDERS``; none where only the package is installed."""
     return [path for folder in CONFIG_FOLDERS for path in sorted((REPOSITORY_ROOT / folder).glob("*.yaml"))]
 
 

@@ -19,6 +19,7 @@ from tests.resume_harness import (
     WINDOWS,
     Lab,
     Setup,
+    assert_equal,
     assert_same_run,
     checks,
     last_window,
@@ -84,6 +85,35 @@ def test_two_split_ranks_equal_one_rank_with_a_twofold_window(lab: Lab, split: P
     for name, moments in right.items():
         for key, value in moments.items():
             torch.testing.assert_close(left[name][key], value, atol=1e-6, rtol=0)
+
+
+def late(lab: Lab, name: str, setup: Setup, *options: str) -> Path:
+    """The job of a run that reads its figures late between the log lines after windows 1, 5 and 8."""
+    attempt = lab.start(lab.home / name, setup, "run.log_freq=10", *options, crash="late figures:0")
+    attempt.done()
+    assert attempt.text().count("a step without the host") == 2 * (WINDOWS - 1)
+    return newest(lab.home / name)
+
+
+def assert_same_end(job: Path, expected: Path) -> None:
+    """The log lines there are, and the last checkpoint, are those of ``expected`` to the last bit."""
+    assert rows(job) == [row for row in rows(expected) if row["window"] in (1, 5, 8)]
+    left, right = read_checkpoint(job), read_checkpoint(expected)
+    assert_equal(left.load_weights(), right.load_weights())
+    (moments, state), (expected_moments, expected_state) = left.load_resume(), right.load_resume()
+    assert moments.keys() == expected_moments.keys() and state == expected_state
+    for name, values in expected_moments.items():
+        assert_equal(moments[name], values)
+
+
+def test_split_ranks_that_read_their_figures_late_leave_the_same_bits(lab: Lab, split: Path) -> None:
+    assert_same_end(late(lab, "late", TWO, METRICS), split)
+
+
+@pytest.mark.slow
+def test_loss_scaling_of_split_ranks_leaves_the_same_bits_when_figures_are_read_late(lab: Lab) -> None:
+    at_once = run(lab, "fp16_at_once", TWO, "run.precision=fp16")
+    assert_same_end(late(lab, "fp16_late", TWO, "run.precision=fp16"), at_once)
 
 
 def test_a_split_checkpoint_is_one_file_of_weights_and_a_part_of_the_moments_per_rank(split: Path) -> None:
