@@ -46,7 +46,8 @@ from minigpt4.runners.picture_cache import use_picture_cache
 from minigpt4.runners.progress import Progress
 from minigpt4.runners.saving import Saver, load_resume
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
-from minigpt4.runners.vision_cache import use_cache
+from minigpt4.runners.vision_cache import cache_root, use_cache
+from minigpt4.runners.vision_records import asked_in
 from minigpt4.tasks.base_task import BaseTask, Training
 from minigpt4.tasks.figures import StepStats
 from minigpt4.tasks.memory import memory_full
@@ -76,7 +77,8 @@ class RunnerBase:
         torch.manual_seed(run.seed)
         is_sharded = is_sharded_run(run, dist)
         mesh = make_mesh(dist, run.shard_over) if is_sharded else None
-        self.model = build_model(cfg, torch.device("cpu") if is_sharded else dist.device, precision)
+        known = asked_in(cache_root(cfg), cfg, dist)
+        self.model = build_model(cfg, torch.device("cpu") if is_sharded else dist.device, precision, known)
         if checkpoint is not None:  # first: it may hold frozen parts whose features are cached
             self.model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
         if is_sharded:
