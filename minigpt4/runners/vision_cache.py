@@ -27,7 +27,7 @@ from minigpt4.models.base_model import BaseModel
 from minigpt4.models.frozen_vision import feature_shape, release, why_not_frozen
 from minigpt4.processors.base import ImageProcessor, ImageSpec, make_image_processor
 from minigpt4.runners.feature_fill import Filling
-from minigpt4.runners.vision_records import described
+from minigpt4.runners.vision_records import asked_in, described
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ def cache_root(cfg: Config) -> Path:
     """``run.cache_root``, else MINIGPT4_CACHE, else a folder that the jobs of ``run.output_dir`` share."""
     given = cfg.run.cache_root or os.environ.get("MINIGPT4_CACHE") or Path(cfg.run.output_dir) / "vision_cache"
     return Path(given).expanduser()
+
+
+def known_vision(cfg: Config, dist: DistContext) -> Callable[[str], bool] | None:
+    """See ``asked_in``, of the cache of a run."""
+    return asked_in(cache_root(cfg), cfg, dist)
 
 
 def use_cache(
