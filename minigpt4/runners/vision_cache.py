@@ -77,6 +77,8 @@ def use_cache(
     passes: over the data, that the run will make. Every rank must call it. Raises ConfigError where ``cache_vision`` is
     memory or disk and impossible; then ``auto`` goes on without.
     """
+    if cfg.model.cache_vision == "off" or not datasets:
+        return {}
     features = _features(cfg, model, datasets, dist, passes)
     if model.reads_pixels:  # no cache after all
         model.load_vision()
@@ -88,8 +90,6 @@ def _features(
 ) -> dict[str, Tensor]:
     """See ``use_cache``."""
     mode = cfg.model.cache_vision
-    if mode == "off" or not datasets:
-        return {}
     problem = why_not(model, datasets)
     if not problem and mode == "auto" and passes < LEAST_PASSES:
         problem = f"the run makes {passes:.1f} passes over the data, a cache pays off from {LEAST_PASSES:.0f} on"
