@@ -7,7 +7,6 @@ python benchmarks/gpu_worker.py '{"workload": "v2", "size": "tiny", "loop": "our
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks import charts  # noqa: E402
 from benchmarks.flops import Decoder, Tower, step_flops  # noqa: E402
 from benchmarks.reference_loop import ReferenceLoop  # noqa: E402
-from benchmarks.shared import WORKLOAD, Words, fill_adapters  # noqa: E402
+from benchmarks.shared import Sizes, Words, fill_adapters, write_llama  # noqa: E402
 from minigpt4.common.optim import build_optimizer  # noqa: E402
 from minigpt4.common.schema import RunConfig  # noqa: E402
 from minigpt4.common.types import IMAGE_TAG, Batch, Sample, Turn  # noqa: E402
@@ -318,23 +317,8 @@ def sample_lengths(rows: list[Batch]) -> list[tuple[int, int]]:
 
 def build(spec: dict[str, Any], shape: Shape, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The model of a workload, of random weights made on ``device``."""
-    from transformers import LlamaConfig
-
     decoder = shape.decoder
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=decoder.words,
-        hidden_size=decoder.width,
-        num_hidden_layers=decoder.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=decoder.mlp,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    ).save_pretrained(folder)
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copyfile(WORKLOAD / name, folder / name)
+    write_llama(folder, Sizes(decoder.width, decoder.layers, shape.heads, decoder.mlp, decoder.words))
     is_tiny = spec["size"] == "tiny"
     common: dict[str, Any] = {
         "image_size": shape.side,

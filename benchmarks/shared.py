@@ -76,12 +76,9 @@ def cpu_seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - begun
 
 
-def build_model(folder: Path, sizes: Sizes) -> Any:
-    """A MiniGPT-v2 of random weights in ``folder``'s tokenizer, float32, LoRA rank 16 that is not zero, train mode."""
-    import torch
+def write_llama(folder: Path, sizes: Sizes) -> None:
+    """A Llama of these sizes without weights, with the workload's tokenizer."""
     from transformers import LlamaConfig
-
-    from minigpt4.models.minigpt_v2 import MiniGPTv2, MiniGPTv2Config
 
     folder.mkdir(parents=True, exist_ok=True)
     LlamaConfig(
@@ -98,6 +95,15 @@ def build_model(folder: Path, sizes: Sizes) -> Any:
     ).save_pretrained(folder)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copyfile(WORKLOAD / name, folder / name)
+
+
+def build_model(folder: Path, sizes: Sizes) -> Any:
+    """A MiniGPT-v2 of random weights in ``folder``'s tokenizer, float32, LoRA rank 16 that is not zero, train mode."""
+    import torch
+
+    from minigpt4.models.minigpt_v2 import MiniGPTv2, MiniGPTv2Config
+
+    write_llama(folder, sizes)
     cfg = MiniGPTv2Config(
         image_size=IMAGE_SIDE,
         vit_model="eva",

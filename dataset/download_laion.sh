@@ -2,52 +2,6 @@
 # Downloads the pictures of laion_synthetic_filtered_large.tsv into tar shards, with img2dataset (pip install img2dataset).
 set -euo pipefail
 
-usage() {
-    cat <<'TEXT'
-usage: dataset/download_laion.sh [TABLE [FOLDER]] [--image-size 224|256] [--processes N] [--threads N]
-
-TABLE      what dataset/convert_laion.py wrote (default: laion/laion_synthetic_filtered_large.tsv)
-FOLDER     where shards 00000.tar, 00001.tar, ... go (default: laion/laion_dataset)
-
---image-size   side of the square that pictures are fitted into (default: 224)
---processes    processes side by side (default: 16)
---threads      downloads side by side in each process (default: 128)
-
-A second call goes on with the shards that are missing.
-TEXT
-}
-
-fail() {
-    echo "download_laion.sh: $1" >&2
-    exit 2
-}
-
-image_size=224 processes=16 threads=128
-places=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        -h | --help) usage && exit 0 ;;
-        --image-size | --processes | --threads)
-            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1 needs a number"
-            name=${1#--}
-            printf -v "${name//-/_}" '%s' "$2"
-            shift 2
-            ;;
-        -*) fail "unknown option $1; --help lists them" ;;
-        *) places+=("$1") && shift ;;
-    esac
-done
-[ ${#places[@]} -le 2 ] || fail "expected TABLE and FOLDER, found ${places[*]}"
-table=${places[0]:-laion/laion_synthetic_filtered_large.tsv}
-folder=${places[1]:-laion/laion_dataset}
-
-[ -f "$table" ] || fail "'$table' not found; make it with: python dataset/convert_laion.py"
-command -v img2dataset > /dev/null || fail "img2dataset not found; pip install img2dataset (best in an environment of its own)"
-[ "$image_size" = 224 ] || [ "$image_size" = 256 ] || fail "--image-size: found $image_size, allowed: 224, 256"
-
-mkdir -p "$folder"
-exec img2dataset \
-    --url_list "$table" --input_format tsv --url_col url --caption_col caption \
-    --output_folder "$folder" --output_format webdataset \
-    --image_size "$image_size" --processes_count "$processes" --thread_count "$threads" \
-    --incremental_mode incremental
+# shellcheck source=dataset/download_table.sh
+source "$(dirname "${BASH_SOURCE[0]}")/download_table.sh"
+download_table laion laion/laion_synthetic_filtered_large.tsv laion/laion_dataset "$@"

@@ -25,8 +25,8 @@ from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from minigpt4.common.types import IGNORE_INDEX, IMAGE_PROMPT, IMAGE_TOKEN, Batch, Encoded, Sample, Turn, as_floats
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.datasets.balance import Groups, group_records
-from minigpt4.models.base_model import LossOutput
 from minigpt4.models.generation import GenerateOptions
+from minigpt4.models.losses import LossOutput
 from minigpt4.tasks.base_task import Training
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask
 

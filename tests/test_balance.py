@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.schema import BalanceConfig, DatasetConfig, RunConfig
+from minigpt4.datasets import annotations, map_dataset
 from minigpt4.datasets.balance import BalancedOrder, Groups, PlainOrder, group_records
 from minigpt4.datasets.sampler import WindowSampler
 from minigpt4.runners.overview import balance_text
@@ -220,3 +222,27 @@ def test_data_sets_are_mixed_by_their_sizes_where_no_ratio_is_given() -> None:
     assert ratios_of(sets, 1.0) == [50, 100]  # micro-batches; in samples 100 : 400
     assert ratios_of(sets, 0.5) == [5, 5]  # in samples 10 : 20
     assert ratios_of([Sized(9, 1, 2.0), Sized(5, 1, 3.0)], None) == [2, 3]  # type: ignore[list-item]
+
+
+def test_groups_are_kept_and_belong_to_one_content_and_one_choice_of_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"question": "who?", "answer": "me", "mood": f"m{n % 3}", "age": n % 5} for n in range(40)]
+    path = tmp_path / "a.jsonl"
+    monkeypatch.setattr(annotations, "INDEXED_FROM", 0)
+
+    def grouped(by: str, temperature: float = 0.0, **more: Any) -> tuple[tuple[str, ...], list[int], list[int]]:
+        block = {"format": "text", "build_info": {"ann_path": str(path)}, **more}
+        made = builder("mine", {**block, "balance": {"by": by, "temperature": temperature}}).build("train").groups()
+        return made.names, made.of_record.tolist(), made.quotas().tolist()
+
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    some = {"val": {"fraction": 0.3, "group_by": "age"}}
+    before = [grouped("mood"), grouped("age"), grouped("mood", **some)]
+    assert before[0][1] == [n % 3 for n in range(40)] and len(before[2][1]) < 40
+    with monkeypatch.context() as patch:
+        patch.setattr(map_dataset.AnnotationDataset, "_group_of", lambda *given: pytest.fail("grouped again"))
+        assert [grouped("mood"), grouped("age"), grouped("mood", **some)] == before
+        assert grouped("mood", 1.0)[2] == [14, 13, 13]  # the temperature is no part of what is kept
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in reversed(records)) + "\n")
+    assert grouped("mood")[1] == [n % 3 for n in reversed(range(40))]

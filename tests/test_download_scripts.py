@@ -19,7 +19,7 @@ import convert_cc_sbu  # noqa: E402
 import convert_laion  # noqa: E402
 
 SETS = {"laion": convert_laion, "cc_sbu": convert_cc_sbu}
-SCRIPTS = sorted(FOLDER.glob("download_*.sh"))
+SCRIPTS = [FOLDER / f"download_{name}.sh" for name in SETS]
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -119,3 +119,15 @@ def test_a_download_script_calls_img2dataset_with_the_table(script: Path, tmp_pa
 def test_a_download_script_names_the_mistake(options: list[str], message: str) -> None:
     done = call(SCRIPTS[0], *options)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_download_script_looks_in_its_own_set_s_folders_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, script in zip(SETS, SCRIPTS, strict=True):
+        shown = call(script, "--help").stdout
+        assert f"convert_{name}.py" in shown and f"{SETS[name].NAME}.tsv" in shown and f"{name}/{name}_dataset" in shown
+        assert call(script).stderr.startswith(
+            f"download_{name}.sh: '{name}/{Path(SETS[name].NAME).name}.tsv' not found"
+        )

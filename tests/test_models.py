@@ -190,6 +190,20 @@ def test_the_chunked_loss_equals_the_ordinary_one(chunk: int, shape: LogitShape,
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-6, rtol=0)
 
 
+def test_the_logits_of_a_huge_vocabulary_stay_in_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, linear = [], torch.nn.functional.linear
+
+    def counted(*given: torch.Tensor) -> torch.Tensor:
+        logits = linear(*given)
+        sizes.append(logits.numel() * 4)
+        return logits
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    head = torch.nn.Linear(2, 300_000, bias=False).requires_grad_(False)
+    token_losses(torch.ones(40, 2), head, torch.zeros(40, dtype=torch.long))
+    assert len(sizes) == 2 and max(sizes) <= 1 << 25
+
+
 def test_a_stop_text_ends_each_row_on_its_own_and_is_not_shown() -> None:
     case = load_case(VICUNA)
     model = build_model(case)

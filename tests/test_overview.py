@@ -16,7 +16,7 @@ from minigpt4.cli import train_command
 from minigpt4.common.dist import single
 from minigpt4.common.types import IMAGE_PROMPT, Batch, Sample, Turn
 from minigpt4.conversation.encoding import Encoder
-from minigpt4.models.base_model import LossOutput
+from minigpt4.models.losses import LossOutput
 from minigpt4.runners import sanity
 from minigpt4.runners.overview import Survey, example_text, survey
 from minigpt4.runners.runner_base import RunnerBase

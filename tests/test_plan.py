@@ -165,6 +165,39 @@ def test_a_smaller_micro_batch_keeps_the_effective_batch(tmp_path: Path, config:
     assert after["total"] == facts["proposals"][0]["total"] and after["window"]["steps"] == before["window"]["steps"]
 
 
+def test_a_roomy_card_is_offered_larger_micro_batches_of_the_same_samples(
+    tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["run"].update(
+        packing="padded", accum_grad_iters=8, iters_per_epoch=24, warmup_steps=16, save_every=8, valid={"every": 24}
+    )
+    _, before = plan(tmp_path, config, "--gpu", "24")
+    assert before["larger"]["options"] == [
+        "datasets.faces.batch_size=16", "run.accum_grad_iters=1", "run.iters_per_epoch=3", "run.warmup_steps=2",
+        "run.save_every=1", "run.valid.every=3",
+    ]  # fmt: skip
+    assert "micro-batches of 16 instead of 2, 1 of them per optimiser step" in capsys.readouterr().out
+    _, after = plan(tmp_path, config, "--gpu", "24", "--options", *before["larger"]["options"])
+    assert after["total"] == before["larger"]["total"] and after["larger"] is None
+    assert after["window"]["steps"] == before["window"]["steps"] and after["gradients"] == 0 < before["gradients"]
+
+
+@pytest.mark.slow  # four plans
+def test_larger_rows_are_no_larger_than_the_card(tmp_path: Path, config: dict[str, Any]) -> None:
+    config["model"]["max_txt_len"] = 3000
+    config["run"].update(packing="padded", accum_grad_iters=8)
+    _, before = plan(tmp_path, config)
+    card = (before["total"] + 2 * before["activations"]) * 1.05 / 1.025e9
+    _, facts = plan(tmp_path, config, "--gpu", f"{card}")
+    assert [option for option in facts["larger"]["options"] if "grad" in option] == ["run.accum_grad_iters=4"]
+    config["run"].update(packing="auto", row_tokens=7000)
+    _, packed = plan(tmp_path, config, "--gpu", f"{card}")
+    (option,) = packed["larger"]["options"]
+    assert option.startswith("run.row_tokens=") and 7000 < int(option.partition("=")[2]) < 30_000
+    _, full = plan(tmp_path, config, "--gpu", f"{packed['total'] * 1.04 / 1.025e9}")
+    assert full["larger"] is None and full["proposals"] == []
+
+
 def test_a_probe_of_one_process_does_not_measure_fsdp(
     tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,45 @@ def test_a_second_run_computes_nothing_and_repeats_the_first_to_the_last_bit(
     assert_same_run(job, cached[0])
 
 
+@pytest.fixture(scope="module")
+def filed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """A run whose tower comes from a file and whose cache is full at its end: its job, the options of the next."""
+    folder = tmp_path_factory.mktemp("filed")
+    tower = folder / "tower.pth"
+    torch.save(setting(lab)[1].visual_encoder.state_dict(), tower)
+    options = (CACHED, f"model.vit_weights={tower}", f"run.cache_root={folder / 'cache'}")
+    job, text = trained(lab, folder, Setup(), *options)
+    assert "were not read" not in text and "16 of them computed now" in text
+    return job, options
+
+
+def test_a_full_cache_needs_no_tower(lab: Lab, filed: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    job, text = trained(lab, tmp_path, Setup(), *filed[1])
+    assert "1 to compute" in text  # the broken picture, for which nobody reads a tower
+    assert "the files of the vision part were not read" in text and "tower.pth" not in text
+    assert_same_run(job, filed[0])
+
+
+def test_two_ranks_train_without_a_tower(lab: Lab, filed: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    job, text = trained(lab, tmp_path, Setup(2), *filed[1])
+    assert "the files of the vision part were not read" in text and len(rows(job)) == len(rows(filed[0]))
+
+
+def test_features_that_are_gone_bring_the_tower_back(
+    lab: Lab, filed: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    root = tmp_path / "cache"
+    shutil.copytree(filed[0].parents[1] / "cache", root)
+    (index,) = root.glob("*/*.index")
+    index.write_bytes(index.read_bytes()[: 5 * 24])
+    job, text = trained(lab, tmp_path, Setup(), *filed[1], f"run.cache_root={root}")
+    assert "11 of them computed now" in text and "tower.pth" in text and "were not read" not in text
+    assert_close(job, filed[0])
+    (record,) = (root / "weights").glob("*.json")
+    record.write_text("{")
+    assert "the weights are read instead" in trained(lab, tmp_path, Setup(), *filed[1], f"run.cache_root={root}")[1]
+
+
 def test_half_precision_is_kept_as_it_is_computed_in(lab: Lab, tmp_path: Path) -> None:
     half = ("run.precision=bf16", "model.lora_dropout=0")
     expected, _ = trained(lab, tmp_path / "plain", Setup(options=half))

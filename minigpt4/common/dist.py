@@ -104,10 +104,14 @@ class DistContext:
         """``model`` with gradients averaged over ranks; the same object when there is one rank.
 
         Every trainable parameter takes part in every forward (a text-only batch adds 0 * projection), so unused
-        parameters are not searched for; frozen buffers are equal from the start and are not sent again.
+        parameters are not searched for; frozen buffers are equal from the start and are not sent again. What is on the
+        meta device has nothing to be sent.
         """
         if self.world_size == 1:
             return model
+        absent = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+        ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(model, absent)
         with warnings.catch_warnings():  # newer torch renames broadcast_buffers, older torch knows no other name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(

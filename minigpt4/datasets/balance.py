@@ -118,5 +118,9 @@ def _mixed(value: int) -> int:
 def group_records(values: Sequence[str], temperature: float) -> Groups:
     """Groups of records with equal ``values``, in the order of their names: the order of a file changes nothing."""
     names, inverse = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
-    kind = np.min_scalar_type(len(names))
-    return Groups(tuple(map(str, names)), inverse.astype(kind), temperature)
+    return numbered_groups(list(map(str, names)), inverse, temperature)
+
+
+def numbered_groups(names: Sequence[str], of_record: NDArray[np.integer], temperature: float) -> Groups:
+    """Groups of records whose number in ``names`` is known, in as little memory as holds it."""
+    return Groups(tuple(names), of_record.astype(np.min_scalar_type(len(names))), temperature)

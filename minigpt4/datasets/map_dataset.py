@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from minigpt4.common.errors import DataError, nearest
@@ -19,10 +21,11 @@ from minigpt4.common.schema import DatasetConfig
 from minigpt4.common.types import IMAGE_PROMPT, IMAGE_TAG, BadRecord, Sample, Turn
 from minigpt4.conversation.boxes import BoxReader
 from minigpt4.datasets.annotations import Annotations, Record
-from minigpt4.datasets.balance import Groups, group_records
+from minigpt4.datasets.balance import Groups, group_records, numbered_groups
 from minigpt4.datasets.facts import facts
 from minigpt4.datasets.formats import TEXT_FIELDS, Format
 from minigpt4.datasets.image_finder import ImageFinder
+from minigpt4.datasets.kept import kept
 from minigpt4.datasets.pictures import ImageSource, open_encoded, open_image
 from minigpt4.datasets.talks import with_part_images
 from minigpt4.processors.base import ImageProcessor, TextProcessor
@@ -294,9 +297,18 @@ class AnnotationDataset(MapDataset):
 
     @cached_property
     def _groups(self) -> Groups:
-        groups = group_records([self._group_of(index) for index in self._indices], self.cfg.balance.temperature)
+        """From disk where annotations are large and were grouped before."""
+        by, temperature = self.cfg.balance.by, self.cfg.balance.temperature
+        chosen = hashlib.sha256(np.asarray(self._indices, dtype=np.int64).tobytes()).hexdigest()
+        place = kept(self.annotations, "groups", [sorted(self.recipe.fields.items()), by, chosen], "<u4")
+        found = place.read() if place else None
+        if found:
+            return numbered_groups(found[1]["groups"], found[0], temperature)
+        groups = group_records([self._group_of(index) for index in self._indices], temperature)
         if 1 < len(groups.names) == len(self):
-            raise DataError(f"balance.by '{self.cfg.balance.by}': every record is a group of its own")
+            raise DataError(f"balance.by '{by}': every record is a group of its own")
+        if place:
+            place.write(groups.of_record, groups=groups.names)
         return groups
 
     def _group_of(self, index: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,12 +13,11 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.schema import DatasetConfig
 from minigpt4.datasets.annotations import Annotations, Record
 from minigpt4.datasets.image_finder import ImageFinder
-from minigpt4.datasets.index_files import read_indices, write_index
+from minigpt4.datasets.kept import kept
 from minigpt4.datasets.map_dataset import Recipe, record_id
 from minigpt4.datasets.stored import StoredImage, content_hash
 
-_LAYOUT = 1
-_HASH = np.dtype("<u8")
+_HASH = "<u8"
 
 
 def split_indices(
@@ -50,6 +48,9 @@ class _Indices(Sequence[int]):
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def __array__(self, *_: Any, **__: Any) -> NDArray[np.uint32]:
+        return self._numbers
+
     def __getitem__(self, index: Any) -> Any:
         """One number, or those of a slice."""
         found = self._numbers[index]
@@ -60,16 +61,14 @@ def _kept_hashes(
     annotations: Annotations, recipe: Recipe, finder: ImageFinder, cfg: DatasetConfig
 ) -> NDArray[np.uint64]:
     """A hash per record, from disk where annotations are large and were hashed before."""
-    if not (annotations.digests and annotations.is_whole):  # parsed in any case
-        return np.fromiter(_hashes(annotations, recipe, finder, cfg), _HASH)
-    settings = json.dumps([sorted(recipe.fields.items()), cfg.val.group_by, finder.names])
-    first = annotations.paths[0]
-    source = first.with_name(f"{first.name}.{hashlib.sha256(settings.encode()).hexdigest()[:8]}.split")
-    version: dict[str, Any] = {"layout": _LAYOUT, "records": len(annotations), "content": annotations.fingerprint()}
-    for found in read_indices(source, version, _HASH.itemsize):
-        return np.fromfile(found.path, _HASH, offset=found.start)
-    hashes = np.fromiter(_hashes(annotations, recipe, finder, cfg), _HASH)
-    write_index(source, {**version, "count": len(hashes)}, hashes.tobytes())
+    settings = [sorted(recipe.fields.items()), cfg.val.group_by, finder.names]
+    place = kept(annotations, "split", settings, _HASH)
+    found = place.read() if place else None
+    if found:
+        return found[0]
+    hashes = np.fromiter(_hashes(annotations, recipe, finder, cfg), np.dtype(_HASH))
+    if place:
+        place.write(hashes)
     return hashes
 
 

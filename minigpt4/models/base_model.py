@@ -8,22 +8,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
-from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.sharding import whole
 from minigpt4.common.types import IMAGE_TOKEN, Batch
 from minigpt4.conversation.encoding import Encoder
 from minigpt4.models.lean import use_lean_layers
-from minigpt4.models.llm import build_llm, causal_lm, check_llm, merge_lora
+from minigpt4.models.llm import build_llm, causal_lm, check_llm, check_vocabulary, merge_lora
 from minigpt4.models.load_report import (
     LoadReport,
     check_lora_settings,
@@ -31,25 +29,14 @@ from minigpt4.models.load_report import (
     log_reports,
     match_weights,
 )
-from minigpt4.models.losses import token_losses
+from minigpt4.models.losses import LossOutput, per_sample, token_losses
 from minigpt4.models.packing import Shape, choose
 from minigpt4.models.probe import examine
 from minigpt4.models.vision import build_vision, tower_file
-from minigpt4.models.weights import Weights, canonical_name, find_weights, read_weights
+from minigpt4.models.vision_key import vision_key
+from minigpt4.models.weights import Weights, canonical_name, find_all, read_weights
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class LossOutput:
-    """loss_sum: scalar float32, summed over target tokens. sample_loss [B]: the same per sample, detached."""
-
-    loss_sum: Tensor
-    sample_loss: Tensor
-    num_targets: int
-
-
-_pytree.register_dataclass(LossOutput)  # so that fully_shard finds the loss in it and acts before its backward
 
 
 class BaseModel(nn.Module, ABC):
@@ -57,7 +44,7 @@ class BaseModel(nn.Module, ABC):
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
 
-    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, reads_vision: bool = True) -> None:
         super().__init__()
         self.cfg = cfg
         self.device, self.dtype = device, dtype
@@ -66,7 +53,10 @@ class BaseModel(nn.Module, ABC):
         self.is_sharded = False  # True: weights are split over ranks, which call the same modules in step
         self.reads_pixels = True  # False: the vision part was freed, features alone are understood
         self.load_reports: list[LoadReport] = []  # one per file of weights, in the order of loading
-        self.visual_encoder, self.vision, tower_report = build_vision(cfg, device, self.vision_dtype())
+        self.vision_key = ""  # of the files and settings that decide the vision weights; see vision_key
+        self.has_vision = reads_vision  # False: the tower is on the meta device until load_vision
+        place = device if reads_vision else torch.device("meta")
+        self.visual_encoder, self.vision, tower_report = build_vision(cfg, place, self.vision_dtype())
         self._check_tower()  # before the language model loads
         # eps 1e-5, float32, as in BLIP-2; other towers normalise their tokens themselves
         is_normed = self.vision.is_normed
@@ -82,25 +72,39 @@ class BaseModel(nn.Module, ABC):
         self.ends_narrow = traits.ends_narrow
         self.packing_backend = "per_sample"
         rows, self.hidden_size = self._lm.get_input_embeddings().weight.shape
-        self._check_vocabulary(int(rows))
+        check_vocabulary(self._encoder, cfg.llama_model, int(rows))
         if cfg.freeze_vit:
             self.visual_encoder.requires_grad_(False)
             self.ln_vision.requires_grad_(False)
 
     @classmethod
-    def from_config(cls, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Self:
+    def from_config(
+        cls,
+        cfg: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int = 0,
+        is_vision_known: Callable[[str], bool] | None = None,
+    ) -> Self:
         """Build, freeze, load ``cfg.ckpt``. ``dtype`` is that of frozen weights and of the arithmetic; what trains is
         float32. The projection and LoRA start from ``seed`` whatever was drawn before. On the meta device the model has
         shapes alone and reads no weights. Files are found, downloaded and looked through before the big ones are read.
-        Raises ConfigError and CheckpointError."""
+        is_vision_known: asked with the ``vision_key`` of a frozen vision part; where it says True, the files of that
+        part are read when pixels or tensors come for it, perhaps never. Raises ConfigError and CheckpointError."""
         initial = None
+        key, reads_vision = "", True
         if device.type != "meta":
-            cfg = cls._with_files(cfg)
+            cfg = replace(cfg, **find_all(cls.weight_files(cfg)))
+            # a class must say itself what its vision part is: it may build more than the class it derives from
+            files = cls.vision_files(cfg) if "vision_files" in vars(cls) else {}
+            key = vision_key(cls, cfg, files) if files else ""
+            reads_vision = is_vision_known is None or not is_vision_known(key)
             check_llm(cfg, device, dtype)
             initial = cls._initial_weights(cfg, dtype) if cfg.ckpt else None
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            model = cls(cfg, device, dtype)
+            model = cls(cfg, device, dtype) if reads_vision else cls(cfg, device, dtype, reads_vision)
+        model.vision_key = key
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
@@ -121,18 +125,24 @@ class BaseModel(nn.Module, ABC):
         return {key: path for key, path in files.items() if path}
 
     @classmethod
-    def _with_files(cls, cfg: ModelConfig) -> ModelConfig:
-        """``cfg`` with paths that exist, after downloads. Raises ConfigError naming everything that is missing."""
-        found: dict[str, Any] = {}
-        problems = []
-        for key, path in cls.weight_files(cfg).items():
-            try:
-                found[key] = str(find_weights(path, f"model.{key}"))
-            except ConfigError as error:
-                problems.append(str(error))
-        if problems:
-            raise ConfigError("\n".join(problems))
-        return replace(cfg, **found)
+    def vision_files(cls, cfg: ModelConfig) -> dict[str, str]:
+        """Those of ``weight_files`` that hold the whole vision part, all of it frozen; else none."""
+        return {key: path for key, path in cls.weight_files(cfg).items() if key == "vit_weights" and cfg.freeze_vit}
+
+    def load_vision(self) -> None:
+        """Reads the files of a vision part that was left out when the model was built."""
+        if self.has_vision:
+            return
+        self.has_vision, number = True, len(self.load_reports)
+        self._load_vision()
+        for parameter in self._vision_parameters():
+            parameter.requires_grad_(False)
+        log_reports(self.load_reports[number:])
+
+    def _load_vision(self) -> None:
+        self.visual_encoder, self.vision, report = build_vision(self.cfg, self.device, self.vision_dtype())
+        self.visual_encoder.eval()
+        self.load_reports += [] if report is None else [report]
 
     @classmethod
     def _initial_weights(cls, cfg: ModelConfig, dtype: torch.dtype) -> Weights:
@@ -177,19 +187,6 @@ class BaseModel(nn.Module, ABC):
 
     def _check_tower(self) -> None:
         """Raises ConfigError when the tower's patches do not fit the architecture; any number fits here."""
-
-    def _check_vocabulary(self, rows: int) -> None:
-        """Raises ConfigError when an id that every text needs has no embedding; warns when others have none."""
-        tokenizer, name = self.encoder.tokenizer, self.cfg.llama_model
-        needed = [tokenizer.eos_id, *self.encoder.stop_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
-        if max(needed) >= rows:
-            raise ConfigError(
-                f"model.llama_model: the tokenizer of '{name}' ends with id {max(needed)}, its model has {rows} "
-                "embeddings; they belong to different models"
-            )
-        lost = [text for text, number in tokenizer.special.items() if number >= rows]
-        if lost:
-            log.warning("%s: no embeddings for the special tokens %s; keep them out of texts", name, ", ".join(lost))
 
     def vision_dtype(self) -> torch.dtype:
         """Of the tower's weights."""
@@ -336,7 +333,7 @@ class BaseModel(nn.Module, ABC):
         loss_sum = losses.sum()
         if batch.images.shape[0] == 0:  # keeps DDP's set of used parameters the same for text-only batches
             loss_sum = loss_sum + sum(0.0 * parameter.float().sum() for parameter in self.projection_parameters())
-        return LossOutput(loss_sum, _per_sample(losses.detach(), batch), batch.num_target_tokens)
+        return LossOutput(loss_sum, per_sample(losses.detach(), batch), batch.num_target_tokens)
 
     def merge_lora(self) -> None:
         """Fold the adapters into the language model, for answers alone: such a model neither trains nor is saved.
@@ -377,6 +374,10 @@ class BaseModel(nn.Module, ABC):
     def load_weights(self, state: Mapping[str, Tensor], source: str, complete: bool = False) -> LoadReport:
         """Copy the tensors of a file in; see ``match_weights`` for what is an error. Returns the report, kept too."""
         values, report = self._match(state, source, complete)
+        vision = {id(parameter) for parameter in self._vision_parameters()}
+        if any(canonical_name(name) in values for name, p in self.named_parameters() if id(p) in vision):
+            self.load_vision()
+            self.vision_key = ""  # other values than those of its files
         parameters = {canonical_name(name): p for name, p in self.named_parameters()}
         self._from_checkpoints |= set(values)
         with torch.no_grad():
@@ -389,17 +390,3 @@ class BaseModel(nn.Module, ABC):
         parameters = {canonical_name(name): p for name, p in self.named_parameters()}
         trained = [name for name, _ in self.trainable_parameters_by_name()]
         return match_weights(parameters, trained, state, source, complete)
-
-
-def _per_sample(losses: Tensor, batch: Batch) -> Tensor:
-    """Token losses [n] at ``batch.supervised`` -> sums per sample [B]."""
-    sample = batch.supervised // batch.labels.shape[1]
-    if len(batch.lengths) != batch.input_ids.shape[0]:  # packed: one row, samples one after another
-        ends = torch.tensor(batch.lengths).cumsum(0).to(losses.device, non_blocking=True)
-        sample = torch.searchsorted(ends, batch.supervised, right=True)
-    return torch.zeros(len(batch.lengths), device=losses.device).index_add_(0, sample, losses)
-
-
-def without_ckpt(cfg: ModelConfig) -> ModelConfig:
-    """The same model without initial weights (its own checkpoint supplies them)."""
-    return replace(cfg, ckpt="")

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from minigpt4.models.base_model import BaseModel
-
-_NOT_VISION = frozenset(
-    "model_type vit_weights q_former_model vit_precision drop_path_rate use_grad_checkpoint freeze_vit freeze_qformer "
-    "llama_model llama_weights low_resource load_in_4bit lora_r lora_alpha lora_dropout lora_target_modules "
-    "use_grad_checkpoint_llm freeze_llm prompt_path prompt_template chat_template max_txt_len max_context_len end_sym "
-    "chat_format cache_vision ckpt".split()
-)
-"""Keys of ``model`` that do not change features, or only by way of the weights and the dtype, which are hashed."""
+from minigpt4.models.vision_key import vision_settings
 
 
 def vision_parameters(model: BaseModel) -> list[tuple[str, nn.Parameter]]:
@@ -43,10 +35,9 @@ def identity(model: BaseModel) -> dict[str, str]:
         digest.update(f"{name}\0{parameter.dtype}\0{list(parameter.shape)}\0".encode())
         values = parameter.detach().cpu().contiguous().reshape(-1)
         digest.update(values.view(torch.uint8).numpy().data)
-    settings = {key: value for key, value in asdict(model.cfg).items() if key not in _NOT_VISION}
     return {
         "model": f"{type(model).__module__}.{type(model).__qualname__}",
-        "settings": str(sorted(settings.items())),
+        "settings": vision_settings(model.cfg),
         "arithmetic": str(model.dtype).removeprefix("torch."),
         "weights": digest.hexdigest(),
     }
@@ -55,6 +46,7 @@ def identity(model: BaseModel) -> dict[str, str]:
 @torch.no_grad()
 def frozen_features(model: BaseModel, pixels: Tensor) -> Tensor:
     """pixels [N, 3, S, S] -> features [N, P, C'] on the CPU, in the dtype of the model's arithmetic."""
+    model.load_vision()
     with model.autocast():
         features = model.vision_features(pixels.to(model.device))
     return features.to(model.dtype).cpu()

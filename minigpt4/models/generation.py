@@ -80,8 +80,8 @@ class GenerateOptions:
 class GenerationMixin(BaseModel):
     """``generate`` (many prompts, left padded) and ``generate_stream`` (one prompt, text as it comes)."""
 
-    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(cfg, device, dtype)
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype, reads_vision: bool = True) -> None:
+        super().__init__(cfg, device, dtype, reads_vision)
         self._decoding = Decoding()
 
     @property

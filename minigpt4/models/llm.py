@@ -14,6 +14,7 @@ from torch import nn
 
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.schema import ModelConfig
+from minigpt4.conversation.encoding import Encoder
 from minigpt4.models.llm_files import check_llm_directory
 from minigpt4.models.load_report import LoadReport
 from minigpt4.models.quantised import quantise_skeleton
@@ -190,3 +191,17 @@ def merge_lora(llm: Any) -> tuple[Any, str]:
 def causal_lm(llm: Any) -> Any:
     """The transformers model inside an optional peft wrapper (its layers keep their adapters)."""
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+
+
+def check_vocabulary(encoder: Encoder, name: str, rows: int) -> None:
+    """Raises ConfigError when an id that every text needs has no embedding of ``rows``; warns when others have none."""
+    tokenizer = encoder.tokenizer
+    needed = [tokenizer.eos_id, *encoder.stop_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
+    if max(needed) >= rows:
+        raise ConfigError(
+            f"model.llama_model: the tokenizer of '{name}' ends with id {max(needed)}, its model has {rows} "
+            "embeddings; they belong to different models"
+        )
+    lost = [text for text, number in tokenizer.special.items() if number >= rows]
+    if lost:
+        log.warning("%s: no embeddings for the special tokens %s; keep them out of texts", name, ", ".join(lost))

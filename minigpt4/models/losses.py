@@ -8,8 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree
+
+from minigpt4.common.types import Batch
 
 _CHUNK_LOGITS = 1 << 23
+"""Most logits of a chunk: 262 positions of 32,000 words, 65 of 128,000, 32 of 256,000."""
+
+
+@dataclass
+class LossOutput:
+    """loss_sum: scalar float32, summed over target tokens. sample_loss [B]: the same per sample, detached."""
+
+    loss_sum: Tensor
+    sample_loss: Tensor
+    num_targets: int
+
+
+_pytree.register_dataclass(LossOutput)  # so that fully_shard finds the loss in it and acts before its backward
 
 
 @dataclass(frozen=True)
@@ -87,8 +103,17 @@ def token_losses(
         return hidden.float().sum(-1)  # [0], still part of the graph
     if type(head) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters()):
         if not chunk:
-            num_chunks = -(-len(targets) // max(64, _CHUNK_LOGITS // head.out_features))
+            num_chunks = -(-len(targets) // max(1, _CHUNK_LOGITS // head.out_features))
             chunk = -(-len(targets) // num_chunks)
         losses: Tensor = _FrozenHeadCrossEntropy.apply(hidden, (head.weight, head.bias, shape), targets, chunk)
         return losses
     return functional.cross_entropy(shape(head(hidden).float()), targets, reduction="none")
+
+
+def per_sample(losses: Tensor, batch: Batch) -> Tensor:
+    """Token losses [n] at ``batch.supervised`` -> sums per sample [B]."""
+    sample = batch.supervised // batch.labels.shape[1]
+    if len(batch.lengths) != batch.input_ids.shape[0]:  # packed: one row, samples one after another
+        ends = torch.tensor(batch.lengths).cumsum(0).to(losses.device, non_blocking=True)
+        sample = torch.searchsorted(ends, batch.supervised, right=True)
+    return torch.zeros(len(batch.lengths), device=losses.device).index_add_(0, sample, losses)

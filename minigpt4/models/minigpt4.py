@@ -46,17 +46,22 @@ class MiniGPT4(GenerationMixin, BaseModel):
     Config: ClassVar[type[ModelConfig]] = MiniGPT4Config
     cfg: MiniGPT4Config
 
-    def __init__(self, cfg: MiniGPT4Config, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(cfg, device, dtype)
+    def __init__(
+        self, cfg: MiniGPT4Config, device: torch.device, dtype: torch.dtype, reads_vision: bool = True
+    ) -> None:
+        super().__init__(cfg, device, dtype, reads_vision)
         if cfg.has_qformer:
             path = self.weight_files(cfg).get("q_former_model")
             with torch.device("meta" if path or device.type == "meta" else "cpu"):
                 self.qformer = build_qformer(self.vision.width, cfg.qformer_config)
             # A file fills every parameter, and there are no buffers: nothing random is drawn for it.
-            self.qformer = self.qformer.to_empty(device=device) if path else self.qformer.to(device)
+            if not path:
+                self.qformer = self.qformer.to(device)
+            elif reads_vision:
+                self.qformer = self.qformer.to_empty(device=device)
             width, num_tokens = int(self.qformer.config.hidden_size), cfg.num_query_token
             self.query_tokens = nn.Parameter(torch.zeros(1, num_tokens, width, device=device).normal_(std=0.02))
-            if path and device.type != "meta":
+            if path and reads_vision and device.type != "meta":
                 self._load_blip2(path)
             if cfg.freeze_qformer:
                 self.qformer.requires_grad_(False)
@@ -79,6 +84,22 @@ class MiniGPT4(GenerationMixin, BaseModel):
         if cfg.has_qformer and cfg.q_former_model != "random":
             files["q_former_model"] = cfg.q_former_model or BLIP2_FILE
         return files
+
+    @classmethod
+    def vision_files(cls, cfg: ModelConfig) -> dict[str, str]:
+        """The tower's and, with a Q-Former, the BLIP-2 file; none when either is random or trains."""
+        assert isinstance(cfg, MiniGPT4Config)
+        files = super().vision_files(cfg)
+        if not cfg.has_qformer or not files:
+            return files
+        path = cls.weight_files(cfg).get("q_former_model")
+        return {**files, "q_former_model": path} if path and cfg.freeze_qformer else {}
+
+    def _load_vision(self) -> None:
+        super()._load_vision()
+        if self.cfg.has_qformer:
+            self.qformer.to_empty(device=self.device)
+            self._load_blip2(self.weight_files(self.cfg)["q_former_model"])
 
     def _load_blip2(self, path: str) -> None:
         """Q-Former, query tokens and ``ln_vision`` of a BLIP-2 file; its text branch and heads are not ours."""

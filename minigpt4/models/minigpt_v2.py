@@ -33,11 +33,18 @@ class MiniGPTv2(GenerationMixin, BaseModel):
 
     Config: ClassVar[type[ModelConfig]] = MiniGPTv2Config
 
-    def __init__(self, cfg: MiniGPTv2Config, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(cfg, device, dtype)
+    def __init__(
+        self, cfg: MiniGPTv2Config, device: torch.device, dtype: torch.dtype, reads_vision: bool = True
+    ) -> None:
+        super().__init__(cfg, device, dtype, reads_vision)
         group = cfg.vision_tokens_per_position
         self.llama_proj = nn.Linear(group * self.vision.width, self.hidden_size, device=device)
         self._make_encoder(self.vision.num_patches // group)
+
+    @classmethod
+    def vision_files(cls, cfg: ModelConfig) -> dict[str, str]:
+        """The tower's; nothing else of the vision part has weights of a file."""
+        return super().vision_files(cfg)
 
     def _check_tower(self) -> None:
         check_merge(self.cfg, self.vision)

@@ -24,7 +24,7 @@ def place_around_llm(model: BaseModel, device: torch.device) -> None:
     for parameter in model.parameters(recurse=False):
         parameter.data = parameter.data.to(device)
     for name, child in model.named_children():
-        if name != "llama_model":
+        if name != "llama_model" and not any(parameter.is_meta for parameter in child.parameters()):
             child.to(device)
     model.visual_encoder.to(model.vision_dtype())
 

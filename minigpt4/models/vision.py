@@ -49,10 +49,12 @@ def build_vision(
     ``eva_clip_g`` and ``eva`` (sizes in ``vit_config``) return the last block's output without a final norm, as BLIP-2
     does; other timm towers return ``forward_features``. Raises ConfigError for unknown names and sizes.
     """
-    if cfg.vit_model in ("eva_clip_g", "eva"):
-        sizes = {**(_EVA_CLIP_G if cfg.vit_model == "eva_clip_g" else {}), **cfg.vit_config}
-        return _build_eva(cfg, sizes, device, dtype)
-    return _build_timm(cfg, device, dtype)
+    # A file fills every value: what timm draws before must not move what is drawn later, whenever the file is read.
+    with torch.random.fork_rng(devices=[], enabled=bool(tower_file(cfg))):
+        if cfg.vit_model in ("eva_clip_g", "eva"):
+            sizes = {**(_EVA_CLIP_G if cfg.vit_model == "eva_clip_g" else {}), **cfg.vit_config}
+            return _build_eva(cfg, sizes, device, dtype)
+        return _build_timm(cfg, device, dtype)
 
 
 def check_merge(cfg: ModelConfig, info: VisionInfo) -> None:
@@ -70,6 +72,12 @@ def check_merge(cfg: ModelConfig, info: VisionInfo) -> None:
         f"model.image_size {cfg.image_size} gives {side} x {side} = {info.num_patches} patches, which do not divide "
         f"into groups of {group}; image_size {sizes} does, or set vision_tokens_per_position: {groups}"
     )
+
+
+def merge_tokens(tokens: Tensor, info: VisionInfo, group: int) -> Tensor:
+    """tokens [N, prefix + P*group, C] -> [N, P, group*C]: ``group`` consecutive raster tokens side by side."""
+    patches = tokens[:, info.num_prefix_tokens :]  # [N, P*group, C]
+    return patches.reshape(len(patches), -1, group * patches.shape[-1])
 
 
 def tower_file(cfg: ModelConfig) -> str:
@@ -199,9 +207,3 @@ def _build_timm(
         int(vit.num_features), int(vit.num_prefix_tokens), num_patches, mean, std, applies_final_norm(vit)
     )
     return _TimmFeatures(vit).to(device=device, dtype=dtype), info, report
-
-
-def merge_tokens(tokens: Tensor, info: VisionInfo, group: int) -> Tensor:
-    """tokens [N, prefix + P*group, C] -> [N, P, group*C]: ``group`` consecutive raster tokens side by side."""
-    patches = tokens[:, info.num_prefix_tokens :]  # [N, P*group, C]
-    return patches.reshape(len(patches), -1, group * patches.shape[-1])

@@ -59,6 +59,20 @@ def find_weights(path: str, key: str) -> Path:
     )
 
 
+def find_all(files: Mapping[str, str]) -> dict[str, Any]:
+    """Paths that exist, after downloads, of what each key of ``model`` names. Raises ConfigError with all that miss."""
+    found: dict[str, Any] = {}
+    problems = []
+    for key, path in files.items():
+        try:
+            found[key] = str(find_weights(path, f"model.{key}"))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
 @dataclass(frozen=True)
 class Weights:
     """Tensors by name, and the LoRA settings (``LORA_KEYS``) that the file's own configuration names, if it has one."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from minigpt4.common.dist import DistContext
 from minigpt4.common.errors import CheckpointError, RunError
 from minigpt4.common.files import write_atomically, writing
 from minigpt4.common.schema import Config, DatasetConfig
+from minigpt4.datasets.collate import SampleDataset
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,19 @@ def describe_start(cfg: Config, checkpoint: Checkpoint | None) -> dict[str, Any]
         return {"start": "new"}
     log.info("new job at window 0 with the weights of model.ckpt %s; optimiser and counters are fresh", cfg.model.ckpt)
     return {"start": "new", "weights_from": cfg.model.ckpt}
+
+
+def describe_data(datasets: Sequence[SampleDataset]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each data set."""
+    return {
+        dataset.name: {
+            "samples": len(dataset),
+            "sample_ratio": dataset.cfg.sample_ratio,
+            "batch_size": dataset.cfg.batch_size,
+            "fingerprint": dataset.fingerprint(),
+        }
+        for dataset in datasets
+    }
 
 
 def describe_run(cfg: Config, dist: DistContext, data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,9 +62,12 @@ class Plan:
         return self.windows(iterations) if iterations else self.windows_per_epoch
 
 
-def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> GenerationMixin:
+def build_model(
+    cfg: Config, device: torch.device, dtype: torch.dtype, is_vision_known: Callable[[str], bool] | None = None
+) -> GenerationMixin:
     """The model of ``cfg.model`` with frozen weights in ``dtype``; ``run.recompute`` says what is computed twice.
 
+    is_vision_known: see ``BaseModel.from_config``; None reads everything.
     Raises ConfigError for ``auto``: the command that trains chooses for the GPU before it builds.
     """
     model_cfg: ModelConfig = cfg.model
@@ -71,7 +75,8 @@ def build_model(cfg: Config, device: torch.device, dtype: torch.dtype) -> Genera
         raise ConfigError("run.recompute: auto is settled by minigpt4 train; without it write none, mlp or full")
     if cfg.run.recompute == "full":
         model_cfg = replace(model_cfg, use_grad_checkpoint_llm=True, use_grad_checkpoint=not model_cfg.freeze_vit)
-    model: GenerationMixin = registry.get("model", model_cfg.arch).from_config(model_cfg, device, dtype, cfg.run.seed)
+    make = partial(registry.get("model", model_cfg.arch).from_config, model_cfg, device, dtype, cfg.run.seed)
+    model: GenerationMixin = make(is_vision_known=is_vision_known) if is_vision_known else make()
     if cfg.run.recompute == "mlp" and not model_cfg.use_grad_checkpoint_llm:
         recompute_mlps(causal_lm(model.llama_model))
     return model

@@ -46,7 +46,7 @@ from minigpt4.runners.picture_cache import use_picture_cache
 from minigpt4.runners.progress import Progress
 from minigpt4.runners.saving import Saver, load_resume
 from minigpt4.runners.validation import Scores, Validator, is_lower_better
-from minigpt4.runners.vision_cache import use_cache
+from minigpt4.runners.vision_cache import known_vision, use_cache
 from minigpt4.tasks.base_task import BaseTask, Training
 from minigpt4.tasks.figures import StepStats
 from minigpt4.tasks.memory import memory_full
@@ -76,7 +76,8 @@ class RunnerBase:
         torch.manual_seed(run.seed)
         is_sharded = is_sharded_run(run, dist)
         mesh = make_mesh(dist, run.shard_over) if is_sharded else None
-        self.model = build_model(cfg, torch.device("cpu") if is_sharded else dist.device, precision)
+        place = torch.device("cpu") if is_sharded else dist.device
+        self.model = build_model(cfg, place, precision, known_vision(cfg, dist))
         if checkpoint is not None:  # first: it may hold frozen parts whose features are cached
             self.model.load_weights(checkpoint.load_weights(), str(checkpoint.path), complete=True)
         if is_sharded:
@@ -114,7 +115,7 @@ class RunnerBase:
         )  # fmt: skip
         self.saver = Saver(self.training, self.model, self.config_text, run.keep_last)
         self.progress = Progress() if checkpoint is None else self._resume(checkpoint)
-        self.manifest = job.describe_run(cfg, dist, self._data_facts())
+        self.manifest = job.describe_run(cfg, dist, job.describe_data(self.datasets))
         self.manifest["load_report"] = [report.as_dict() for report in self.model.load_reports]
         self.manifest.update(job.describe_start(cfg, checkpoint))
         self._last_saved = self.progress.window if is_same_job else -1
@@ -387,14 +388,3 @@ class RunnerBase:
     def _order(self) -> dict[str, object]:
         fingerprints = {dataset.name: dataset.fingerprint() for dataset in self.datasets}
         return changes.sample_settings(self.cfg, self.dist.world_size, self.plan.windows_per_epoch, fingerprints)
-
-    def _data_facts(self) -> dict[str, dict[str, object]]:
-        return {
-            dataset.name: {
-                "samples": len(dataset),
-                "sample_ratio": dataset.cfg.sample_ratio,
-                "batch_size": dataset.cfg.batch_size,
-                "fingerprint": dataset.fingerprint(),
-            }
-            for dataset in self.datasets
-        }

@@ -24,9 +24,10 @@ from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.feature_cache import Features, FeatureStore, MemoryFeatures, PictureNames, Space
 from minigpt4.datasets.map_dataset import MapDataset
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.frozen_vision import feature_shape, identity, release, why_not_frozen
+from minigpt4.models.frozen_vision import feature_shape, release, why_not_frozen
 from minigpt4.processors.base import ImageProcessor, ImageSpec, make_image_processor
 from minigpt4.runners.feature_fill import Filling
+from minigpt4.runners.vision_records import asked_in, described
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ def cache_root(cfg: Config) -> Path:
     return Path(given).expanduser()
 
 
+def known_vision(cfg: Config, dist: DistContext) -> Callable[[str], bool] | None:
+    """See ``asked_in``, of the cache of a run."""
+    return asked_in(cache_root(cfg), cfg, dist)
+
+
 def use_cache(
     cfg: Config, model: BaseModel, datasets: Sequence[SampleDataset], dist: DistContext, passes: float
 ) -> dict[str, Tensor]:
@@ -71,9 +77,19 @@ def use_cache(
     passes: over the data, that the run will make. Every rank must call it. Raises ConfigError where ``cache_vision`` is
     memory or disk and impossible; then ``auto`` goes on without.
     """
-    mode = cfg.model.cache_vision
-    if mode == "off" or not datasets:
+    if cfg.model.cache_vision == "off" or not datasets:
         return {}
+    features = _features(cfg, model, datasets, dist, passes)
+    if model.reads_pixels:  # no cache after all
+        model.load_vision()
+    return features
+
+
+def _features(
+    cfg: Config, model: BaseModel, datasets: Sequence[SampleDataset], dist: DistContext, passes: float
+) -> dict[str, Tensor]:
+    """See ``use_cache``."""
+    mode = cfg.model.cache_vision
     problem = why_not(model, datasets)
     if not problem and mode == "auto" and passes < LEAST_PASSES:
         problem = f"the run makes {passes:.1f} passes over the data, a cache pays off from {LEAST_PASSES:.0f} on"
@@ -161,8 +177,8 @@ def find_pictures(
     shown = [wanted.add_dataset(dataset) for dataset in datasets]
     if files and processor is not None:
         wanted.add_files(files, processor)
-    about = dist.broadcast_object(identity(model) if dist.is_main else None)
-    shape, dtype = feature_shape(model), str(model.dtype).removeprefix("torch.")
+    about, shape = described(model, root, dist)
+    dtype = str(model.dtype).removeprefix("torch.")
     weights = {key: path for key, path in model.weight_files(model.cfg).items() if key != "ckpt"}
     notes = {"vit_model": model.cfg.vit_model, "image_size": str(model.cfg.image_size), **weights}
     stores: dict[str, Features] = {}
@@ -235,7 +251,9 @@ def _say(pictures: Pictures, root: Path | None, computed: int, messages: Mapping
 
 def _free(model: BaseModel) -> None:
     freed = release(model)
-    if freed:
+    if not model.has_vision:
+        log.info("vision cache: the files of the vision part were not read, all features are there")
+    elif freed:
         log.info("vision cache: tower and Q-Former have left %s, which frees %s", model.device, size_text(freed))
     else:  # random weights on a CPU
         log.info("vision cache: tower and Q-Former stay in memory, checkpoints hold their weights")

@@ -23,7 +23,7 @@ from minigpt4.tasks.memory import describe_row
 from minigpt4.tasks.phases import PhaseClock
 
 if TYPE_CHECKING:
-    from minigpt4.models.base_model import LossOutput
+    from minigpt4.models.losses import LossOutput
 
 
 @dataclass(frozen=True)

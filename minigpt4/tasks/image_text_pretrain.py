@@ -11,7 +11,7 @@ from minigpt4.common.types import Batch
 from minigpt4.tasks.base_task import BaseTask
 
 if TYPE_CHECKING:
-    from minigpt4.models.base_model import LossOutput
+    from minigpt4.models.losses import LossOutput
 
 
 @registry.register("task", "image_text_pretrain")

@@ -87,6 +87,7 @@ def run(cfg: Config, given: argparse.Namespace) -> int:
     from minigpt4.tools.planner import report
     from minigpt4.tools.planner.choice import choose, passes_for_auto
     from minigpt4.tools.planner.estimate import Planner, usable_bytes
+    from minigpt4.tools.planner.larger import enlarge
     from minigpt4.tools.planner.proposal import propose
     from minigpt4.tools.planner.skeleton import configured_variant
 
@@ -107,6 +108,7 @@ def run(cfg: Config, given: argparse.Namespace) -> int:
     if given.gpu:
         code = int(estimate.verdict(given.gpu) == "no")
         report.add_proposals(result, given.gpu, estimate, propose(planner, work, estimate, given.gpu) if code else [])
+        report.add_larger(result, None if code else enlarge(planner, work, estimate, given.gpu))
     if given.model_reference:
         add_reference(result, given.model_reference, planner, work, estimate)
     if given.probe:

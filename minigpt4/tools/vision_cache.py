@@ -160,13 +160,14 @@ def clear(given: argparse.Namespace) -> int:
     """Removes all sets, or one."""
     from minigpt4.datasets.feature_cache import clear_names, clear_space
     from minigpt4.runners.vision_cache import size_text
+    from minigpt4.runners.vision_records import clear_records
 
     root = root_of(given)
     stores = stores_in(root)
     selected = chosen(stores, given.space)
     freed = sum(clear_space(root, store.space.key) for store in selected)
     if len(selected) == len(stores):
-        freed += clear_names(root)
+        freed += clear_names(root) + clear_records(root)
     print(f"{root}: removed {len(selected)} of {len(stores)} sets, {size_text(freed)}")
     return 0
 

@@ -150,7 +150,8 @@ def _describe(planner: Planner, work: Work, candidate: _Try, start: Estimate, es
     picture = planner.picture_bytes(candidate.variant) / 1e3 if candidate.variant.cached else 0.0
     for name in candidate.names:
         if name == "smaller rows":
-            text, keys = _smaller_rows(planner, work, start.row, estimate.row)
+            changed = _work_of(work, start.row, estimate.row.samples)[0]
+            text, keys = rows_change(planner, work, changed, start.row, estimate.row)
         else:
             text, keys = _TEXTS[name].format(picture=picture, ranks=planner.ranks.count), [_OPTIONS[name]]
             if name == "nf4" and start.variant.base == "int8":
@@ -160,12 +161,12 @@ def _describe(planner: Planner, work: Work, candidate: _Try, start: Estimate, es
     return Proposal(tuple(changes), tuple(options), estimate)
 
 
-def _smaller_rows(planner: Planner, work: Work, before: Row, row: Row) -> tuple[str, list[str]]:
-    """Rows of fewer samples. Padded: counts of micro-batches grow as the micro-batches shrink."""
+def rows_change(planner: Planner, work: Work, changed: Work, before: Row, row: Row) -> tuple[str, list[str]]:
+    """Rows of other sizes, for people and as options. Padded: what counts micro-batches follows their number."""
     if row.packed:
         text = f"rows of at most {row.positions:,} positions instead of {before.positions:,}"
         return text, [f"run.row_tokens={row.positions}"]
-    changed, run = _work_of(work, before, row.samples)[0], planner.cfg.run
+    run = planner.cfg.run
     options = [
         f"datasets.{new.name}.batch_size={new.batch_size}"
         for old, new in zip(work.sets, changed.sets, strict=True)
@@ -173,8 +174,8 @@ def _smaller_rows(planner: Planner, work: Work, before: Row, row: Row) -> tuple[
     ]
     accumulation = changed.window.accumulation
     options.append(f"run.accum_grad_iters={accumulation}")
-    for key in ("iters_per_epoch", "warmup_steps"):
-        count = getattr(run, key)
+    counts = {key: getattr(run, key) for key in ("iters_per_epoch", "warmup_steps", "save_every")}
+    for key, count in {**counts, "valid.every": run.valid.every}.items():
         options += [f"run.{key}={math.ceil(count * accumulation / run.accum_grad_iters)}"] if count else []
     text = f"micro-batches of {row.samples} instead of {before.samples}, {accumulation} of them per optimiser step"
     return text, options

@@ -80,6 +80,17 @@ def add_proposals(report: Report, card_gb: float, estimate: Estimate, proposals:
     ]
 
 
+def add_larger(report: Report, larger: Proposal | None) -> None:
+    """Fewer rows per optimiser step, where the card has room for larger ones."""
+    report.facts["larger"] = None
+    if larger is not None:
+        size = gigabytes(larger.estimate.total)
+        lines = [f"Room for larger rows, the same samples per optimiser step: {larger.changes[0]} ({size})"]
+        report.sections.append("\n".join([*lines, f"    --options {' '.join(larger.options)}"]))
+        facts = estimate_facts(larger.estimate)
+        report.facts["larger"] = {"changes": larger.changes, "options": larger.options, **facts}
+
+
 def plain(table: Table) -> str:
     """Aligned columns below the title."""
     lines = [table.columns, *table.rows]
