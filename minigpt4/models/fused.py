@@ -56,9 +56,10 @@ def plain() -> Kernels:
 
 
 @cache
-def compiled() -> Kernels:
+def compiled(backend: str = "inductor") -> Kernels:
     """The same by torch.compile. Only the length of a row is left open, so that no other length compiles again."""
-    one, two, three = (torch.compile(function) for function in (_rms_norm, _swiglu, plain().rotate))
+    functions = (_rms_norm, _swiglu, plain().rotate)
+    one, two, three = (torch.compile(function, backend=backend) for function in functions)
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         result: Tensor = one(_open(x.flatten(0, -2), 0), weight, epsilon)
