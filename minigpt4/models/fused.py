@@ -35,6 +35,7 @@ LONG_RUN = 2000
 _ROTATION = "apply_rotary_pos_emb"
 _LENGTHS = (24, 40)  # of rows that are compared: two, so that the compiler knows that lengths vary
 _TIMED = 2048  # positions of the row that is timed
+_BROKEN = (*FAILURES, OSError)
 _WORTH = 1.1  # ``auto`` keeps kernels that are so many times as fast
 
 
@@ -58,8 +59,8 @@ def plain() -> Kernels:
 @cache
 def compiled(backend: str = "inductor") -> Kernels:
     """The same by torch.compile. Only the length of a row is left open, so that no other length compiles again."""
-    functions = (_rms_norm, _swiglu, plain().rotate)
-    one, two, three = (torch.compile(function, backend=backend) for function in functions)
+    functions: list[Any] = [_rms_norm, _swiglu, plain().rotate]
+    one, two, three = (_compile(function, backend) for function in functions)
 
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         result: Tensor = one(_open(x.flatten(0, -2), 0), weight, epsilon)
@@ -70,10 +71,14 @@ def compiled(backend: str = "inductor") -> Kernels:
         return result.view(gate.shape)
 
     def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = three(_open(query, 2), _open(key, 2), _open(cos, 1), _open(sin, 1))
-        return result
+        result: Any = three(_open(query, 2), _open(key, 2), _open(cos, 1), _open(sin, 1))
+        return result[0], result[1]
 
     return Kernels(norm, swiglu, rotate)
+
+
+def _compile(function: Any, backend: str) -> Any:
+    return torch.compile(function, backend=backend)
 
 
 def liger() -> Kernels:
@@ -118,7 +123,11 @@ def _choose_by_itself(llm: Any, device: torch.device, dtype: torch.dtype, micro_
         if reason:
             reasons.append(f"{name}: {reason}")
             continue
-        ratio = times_faster(name, llm, device, dtype)
+        try:
+            ratio = times_faster(name, llm, device, dtype)
+        except _BROKEN as error:  # such as no memory for the row that is timed
+            reasons.append(f"{name}: {_told(error)}")
+            continue
         if ratio >= _WORTH:
             return _use(name, llm, device, f"{ratio:.1f} times as fast as plain here")
         reasons.append(f"{name}: {ratio:.1f} times as fast as plain here")
@@ -141,9 +150,13 @@ def problem(name: str, llm: Any, device: torch.device, dtype: torch.dtype) -> st
                 difference = float((one.float() - other.float()).norm() / other.float().norm())
                 if not difference <= (2e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4):
                     return f"{what} differ by {difference:.2g} from those of plain layers"
-    except (*FAILURES, OSError) as error:
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    except _BROKEN as error:
+        return _told(error)
     return ""
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def missing(name: str, device: torch.device) -> str:
@@ -178,7 +191,7 @@ def _use(name: str, llm: Any, device: torch.device, reason: str) -> str:
     counts = fuse(llm, _KINDS[name]())
     if name == "compile" and device.type != "meta":
         # What compiles again later, such as a row of text alone, falls back to plain code where that fails.
-        torch._dynamo.config.suppress_errors = True  # type: ignore[attr-defined]
+        torch._dynamo.config.suppress_errors = True
     how = "compiled (inductor)" if name == "compile" else "Liger kernels"
     return f"{how} for {counts}; {reason}"
 
@@ -276,7 +289,7 @@ class _Probe:
         leaves = [tensor.clone().requires_grad_() for tensor in self.inputs]
         with torch.enable_grad():
             x, gate, up, query, key = (leaf * 1 for leaf in leaves)  # kernels may write over what they are given
-            query, key = (part.unflatten(-1, (-1, self.width)).transpose(1, 2) for part in (query, key))
+            query, key = (part.view(1, part.shape[1], -1, self.width).transpose(1, 2) for part in (query, key))
             rotated = kernels.rotate(query, key, self.cos, self.sin)
             flat = [part.transpose(1, 2).flatten(2) for part in rotated]
             values = [kernels.norm(x, self.weight, self.epsilon), kernels.swiglu(gate, up), *flat]
@@ -296,7 +309,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _open(x: Tensor, dim: int) -> Tensor:
-    torch._dynamo.maybe_mark_dynamic(x, dim)  # type: ignore[attr-defined]
+    torch._dynamo.maybe_mark_dynamic(x, dim)
     return x
 
 
