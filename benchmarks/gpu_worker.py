@@ -31,7 +31,7 @@ from minigpt4.common.optim import build_optimizer  # noqa: E402
 from minigpt4.common.schema import RunConfig  # noqa: E402
 from minigpt4.common.types import IMAGE_TAG, Batch, Sample, Turn  # noqa: E402
 from minigpt4.datasets.collate import collate_packed, collate_padded  # noqa: E402
-from minigpt4.models import base_model, frozen_vision  # noqa: E402
+from minigpt4.models import base_model, frozen_vision, fused  # noqa: E402
 from minigpt4.models.llm import causal_lm  # noqa: E402
 from minigpt4.models.minigpt4 import MiniGPT4, MiniGPT4Config  # noqa: E402
 from minigpt4.models.minigpt_v2 import MiniGPTv2, MiniGPTv2Config  # noqa: E402
@@ -163,8 +163,6 @@ class Job:
             quantise(lm, dtype)
         if spec["recompute"] == "mlp":
             recompute_mlps(lm)
-        if spec["compiled"]:
-            compile_layers(lm)
         if spec["loop"] == "fork":
             lm.float()
         self.model.train()
@@ -173,6 +171,8 @@ class Job:
         )
         if is_ours and self.model.attends_by_sample:
             self.model.choose_packing_backend("auto")
+        with self.model.autocast():
+            self.layers = fused.choose("compile" if spec["compiled"] else "none", lm, device, dtype, 0)
         # rate 0: an update costs the same, and every micro-batch meets the weights of the start
         run = RunConfig(init_lr=0.0, min_lr=0.0)
         self.optimizer = build_optimizer(self.model.trainable_parameters_by_name(), run, device)
@@ -213,6 +213,7 @@ class Job:
             "flops_per_s": step_flops(tower, self.shape.decoder, lengths) / seconds,
             "static_bytes": sum(parameter.numel() * parameter.element_size() for parameter in own),
             "back_end": self.model.packing_backend if self.reference is None else "eager",
+            "layers": self.layers,
         }
         if self.device.type == "cuda":
             figures["peak_bytes"] = torch.cuda.max_memory_allocated()
@@ -360,13 +361,6 @@ def quantise(lm: Any, dtype: torch.dtype) -> None:
         weight = layers.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
         layer.weight = weight.to(module.weight.device)
         lm.set_submodule(name, layer)
-
-
-def compile_layers(lm: Any) -> None:
-    """MLPs and norms of every layer as compiled code; attention knows the lengths of samples and stays as it is."""
-    for layer in lm.get_decoder().layers:
-        for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
-            part.compile(dynamic=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def num_lean(llm: nn.Module, kind: str) -> int:
 def test_every_architecture_computes_the_same_with_lean_layers(name: str) -> None:
     stock, lean = build(name), build(name)
     use_lean_layers(lean)
-    assert num_lean(lean, "_LeanMLP") == (2 if ARCHITECTURES[name][3] else 0)
+    assert num_lean(lean, "LeanMLP") == (2 if ARCHITECTURES[name][3] else 0)
     expected, found = run(stock), run(lean)
     assert list(found) == list(expected)
     for key, value in expected.items():

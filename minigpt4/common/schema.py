@@ -249,6 +249,8 @@ class RunConfig:
     packing: str = "auto"  # auto | packed (rows without padding) | padded
     packing_backend: str = "auto"  # of attention: auto (varlen if equal here) | varlen | flex | mask | per_sample
     row_tokens: int = 4096  # longest packed row, in tokens
+    # fused_layers: norms, rotary embedding and SwiGLU of the language model as one kernel each while it trains
+    fused_layers: str = "auto"  # none | compile (torch.compile) | liger | auto (on a GPU: liger, compile in a long run)
     # mlp: of the language layers; full: use_grad_checkpoint_llm, and use_grad_checkpoint where the tower trains
     recompute: str = "none"  # none | mlp | full | auto (the first of them that fits the GPU; none on a CPU)
     # fsdp: weights, gradients and moments are split over the ranks, for models that one GPU does not hold
@@ -285,6 +287,7 @@ class RunConfig:
             ("precision", ("auto", "fp32", "bf16", "fp16")),
             ("packing", ("auto", "packed", "padded")),
             ("packing_backend", ("auto", "varlen", "flex", "mask", "per_sample")),
+            ("fused_layers", ("auto", "none", "compile", "liger")),
             ("recompute", ("none", "mlp", "full", "auto")),
             ("parallel", ("ddp", "fsdp")),
             ("shard_over", ("world", "node")),

@@ -6,12 +6,11 @@ the last layer's attention; its output projection and its MLP, three quarters of
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from minigpt4.models.lean import put_before
+from minigpt4.models.lean import put_before, runs_code_of
 
 
 def narrow_last_layer(llm: Any) -> bool:
@@ -32,11 +31,7 @@ def is_llama_layer(layer: nn.Module) -> bool:
     """Whether the layer runs the very code of Llama's (Mistral's and Qwen's do)."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    if isinstance(layer, _Narrow):
-        return True
-    own = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
-    llama = inspect.unwrap(LlamaDecoderLayer.forward).__code__
-    return own is not None and (own.co_code, own.co_names) == (llama.co_code, llama.co_names)
+    return isinstance(layer, _Narrow) or runs_code_of(type(layer).forward, LlamaDecoderLayer.forward)
 
 
 class _Narrow:

@@ -1,4 +1,4 @@
-"""LoRA and the gated MLP with fewer saved activations and the same results.
+"""LoRA and the gated MLP with fewer saved activations and the same results; norms that take another kernel.
 
 Autograd keeps what every single operation was given. Written as one function each, these two keep only what their own
 gradients need: LoRA neither a dropped-out nor a float32 copy of its input, the gated MLP no ``silu(gate)``. Modules
@@ -7,6 +7,8 @@ keep their parameters and names; whatever is not the plain case runs the library
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -86,25 +88,52 @@ class _LeanLora:
         return adapted
 
 
-class _LeanMLP:
-    """Goes before an MLP whose forward is Llama's among the bases of a class."""
+class LeanMLP:
+    """Goes before an MLP whose forward is Llama's among the bases of a class.
+
+    kernel: SwiGLU of (gate, up) while gradients are recorded; None = the one above.
+    """
+
+    kernel: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        result: Tensor = self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        swiglu = self.kernel if self.kernel is not None and torch.is_grad_enabled() else _SwiGLU.apply
+        result: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return result
 
 
+class LeanNorm:
+    """Goes before a norm whose forward is Llama's among the bases of a class; computes what that computes.
+
+    kernel: RMSNorm of (x, weight, epsilon) while gradients are recorded; None = the library's forward.
+    """
+
+    kernel: Callable[[Tensor, Tensor, float], Tensor] | None = None
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        if self.kernel is None or not torch.is_grad_enabled():
+            plain: Tensor = super().forward(x)  # type: ignore[misc]
+            return plain
+        normed: Tensor = self.kernel(x, self.weight, self.variance_epsilon)
+        return normed
+
+
 def use_lean_layers(llm: nn.Module) -> None:
-    """Give the LoRA layers and the gated MLPs of ``llm`` a forward that saves less; leave every other layer alone."""
+    """Give the LoRA layers and the gated MLPs of ``llm`` a forward that saves less, its norms one that can be given a
+    kernel (``fused.fuse``); leave every other layer alone."""
     from peft.tuners.lora import LoraLayer
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     module: Any
     for module in llm.modules():
         if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
             module.__class__ = put_before(_LeanLora, type(module))
         elif _is_gated_mlp(module):
-            module.__class__ = put_before(_LeanMLP, type(module))
+            module.__class__ = put_before(LeanMLP, type(module))
+        elif runs_code_of(type(module).forward, LlamaRMSNorm.forward):
+            module.__class__ = put_before(LeanNorm, type(module))
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
@@ -112,10 +141,13 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     from transformers.activations import SiLUActivation
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    own, llama = getattr(type(module).forward, "__code__", None), LlamaMLP.forward.__code__
-    if own is None or (own.co_code, own.co_names) != (llama.co_code, llama.co_names):
-        return False
-    return isinstance(module.act_fn, nn.SiLU | SiLUActivation)
+    return runs_code_of(type(module).forward, LlamaMLP.forward) and isinstance(module.act_fn, nn.SiLU | SiLUActivation)
+
+
+def runs_code_of(own: Any, other: Any) -> bool:
+    """Whether two functions, decorators aside, are the same code under two names: families copy layers of Llama."""
+    one, two = (getattr(inspect.unwrap(function), "__code__", None) for function in (own, other))
+    return one is not None and two is not None and (one.co_code, one.co_names) == (two.co_code, two.co_names)
 
 
 def put_before(mixin: type, kind: Any) -> Any:

@@ -21,7 +21,7 @@ _LENGTHS = (5, 19, 1, 8)
 """Of the samples on which back ends are compared; no multiples of a block."""
 _CPU_QUERIES = 128
 _HALF = (torch.float16, torch.bfloat16)
-_FAILURES = (RuntimeError, ImportError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError)
+FAILURES = (RuntimeError, ImportError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError)
 """What a kernel that this machine or this PyTorch does not have raises."""
 
 
@@ -137,7 +137,7 @@ def problem(name: str, shape: Shape, device: torch.device, dtype: torch.dtype) -
     weight = torch.randn(sizes[0], generator=generator).to(device, dtype)
     try:
         found = _values_and_gradients(BACKENDS[name], inputs, weight)
-    except _FAILURES as error:
+    except FAILURES as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     right = _values_and_gradients(per_sample, inputs, weight)
     allowed = 3e-2 if dtype in _HALF else 1e-4

@@ -19,6 +19,7 @@ from minigpt4.runners.parts import (
     build_sampler,
     choose_packing,
     choose_precision,
+    describe_layers,
     describe_rows,
     make_plan,
 )
@@ -52,7 +53,8 @@ def dry_run(cfg: Config) -> int:
     sanity.warn_of_cuts(surveys)
     sanity.report(run.sanity, [*sanity.check_labels(surveys, model.encoder), *sanity.check_image_size(cfg)])
     rows = describe_rows(run, choose_packing(run.packing, model), model)
-    log.info("precision %s; %s; device %s", str(precision).removeprefix("torch."), rows, device)
+    layers = describe_layers(run, model, plan, device)
+    log.info("precision %s; %s; %s; device %s", str(precision).removeprefix("torch."), rows, layers, device)
     show_prediction(cfg, model, [*datasets, *held_out])
     log.info("dry run: no weights were read, nothing was trained, nothing was written")
     return 0

@@ -20,6 +20,7 @@ from minigpt4.common.schema import Config, ModelConfig, RunConfig
 from minigpt4.common.types import IMAGE_TAG
 from minigpt4.datasets.collate import SampleDataset
 from minigpt4.datasets.sampler import WindowSampler
+from minigpt4.models import fused
 from minigpt4.models.base_model import BaseModel
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.llm import causal_lm
@@ -151,6 +152,23 @@ def describe_rows(run: RunConfig, packing: str, model: BaseModel) -> str:
         return f"{packing} rows"
     reason = model.choose_packing_backend(run.packing_backend)
     return f"packed rows, attention {model.packing_backend} ({reason})"
+
+
+def describe_layers(run: RunConfig, model: BaseModel, plan: Plan, device: torch.device) -> str:
+    """Settles what computes norms, rotary embedding and SwiGLU of the language model; a line for people.
+
+    Raises ConfigError if it cannot be as ``run.fused_layers`` says.
+    """
+    if run.evaluate or not isinstance(model, BaseModel):  # a model of another kind has layers of its own
+        return "plain layers"
+    if run.fused_layers != "none" and device.type == "cuda":
+        log.info(
+            "run.fused_layers %s: kernels are tried out; where they are compiled it takes a while", run.fused_layers
+        )
+    with model.autocast():
+        iterations = plan.total_windows * plan.accumulation
+        chosen = fused.choose(run.fused_layers, causal_lm(model.llama_model), device, model.dtype, iterations)
+    return f"LLM layers {chosen}"
 
 
 def ratios_of(datasets: Sequence[SampleDataset], temperature: float | None) -> list[float]:

@@ -36,6 +36,7 @@ from minigpt4.runners.parts import (
     can_defer,
     choose_packing,
     choose_precision,
+    describe_layers,
     describe_rows,
     make_plan,
     memory_gb,
@@ -92,6 +93,7 @@ class RunnerBase:
         self.windows = WindowDataset(self.datasets, self.sampler, self.model.encoder, packing, run.row_tokens, run.seed)
         self.plan = make_plan(cfg, self.datasets, self.sampler, dist.world_size)
         shown = held_out if run.evaluate else [*self.datasets, *held_out]
+        rows = f"{rows}; {describe_layers(run, self.model, self.plan, dist.device)}"
         passes = self.plan.passes(self.datasets, self.sampler, dist.world_size)
         features = use_cache(cfg, self.model, shown, dist, passes)
         use_picture_cache(cfg, shown)
