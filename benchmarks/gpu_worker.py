@@ -172,7 +172,7 @@ class Job:
         if is_ours and self.model.attends_by_sample:
             self.model.choose_packing_backend("auto")
         with self.model.autocast():
-            self.layers = fused.choose("compile" if spec["compiled"] else "none", lm, device, dtype, 0)
+            self.layers = fused.choose("compile" if spec["compiled"] else "none", lm, device, dtype, 0).why
         # rate 0: an update costs the same, and every micro-batch meets the weights of the start
         run = RunConfig(init_lr=0.0, min_lr=0.0)
         self.optimizer = build_optimizer(self.model.trainable_parameters_by_name(), run, device)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from minigpt4.common.dist import DistContext, single
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.schema import RunConfig
 from minigpt4.common.types import Sample, Turn
 from minigpt4.datasets.collate import collate_packed
 from minigpt4.models import fused
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.llm import causal_lm
-from minigpt4.runners.parts import build_model
+from minigpt4.runners.parts import build_model, settle_layers
 from tests.plan_parts import language_model as language_model
 from tests.plan_parts import model_config, run_config
 from tests.tiny_backbones import FAMILIES, write_llm
@@ -44,7 +46,7 @@ def build(language_model: Path, policy: str = "none", **changes: Any) -> Generat
 
 
 def choose(wanted: str, model: GenerationMixin, device: torch.device = CPU, micro_batches: int = 1) -> str:
-    return fused.choose(wanted, causal_lm(model.llama_model), device, torch.float32, micro_batches)
+    return fused.choose(wanted, causal_lm(model.llama_model), device, torch.float32, micro_batches).why
 
 
 def results(model: GenerationMixin) -> dict[str, Tensor]:
@@ -196,7 +198,7 @@ def test_auto_on_a_gpu_takes_what_works_pays_and_is_faster(
     problems = {"liger": "", "compile": ""}
     monkeypatch.setattr(fused, "problem", lambda name, *_: problems[name])
     monkeypatch.setattr(fused, "times_faster", lambda name, *_: ratios[name])
-    monkeypatch.setattr(fused, "_use", lambda name, llm, device, reason: f"{name}: {reason}")
+    monkeypatch.setattr(fused, "_use", lambda name, llm, device, reason: fused.Choice(name, f"{name}: {reason}"))
     long = fused.LONG_RUN
     assert choose("auto", model, GPU) == "liger: 3.0 times as fast as plain here"
     problems["liger"] = "not installed"
@@ -208,3 +210,24 @@ def test_auto_on_a_gpu_takes_what_works_pays_and_is_faster(
     assert choose("auto", model, GPU, long).endswith("compile: 1.0 times as fast as plain here)")
     problems["compile"] = "no triton"
     assert choose("auto", model, GPU, long) == "plain (liger: not installed; compile: no triton)"
+
+
+def test_a_resumed_run_and_every_rank_compute_as_was_chosen_once(
+    language_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_stand_in(monkeypatch)
+    monkeypatch.setattr(fused, "_choose_by_itself", lambda *_: fused.Choice("none", "timed"))
+    monkeypatch.setattr(DistContext, "broadcast_object", lambda self, value: value or "liger")
+    plan: Any = SimpleNamespace(total_windows=1, accumulation=1)
+    run, first, second = RunConfig(), single("cpu"), DistContext(1, 2, 1, CPU)
+
+    def settle(dist: DistContext, before: str, run: RunConfig = run) -> fused.Choice:
+        return settle_layers(run, build(language_model), plan, dist, before)
+
+    assert settle(first, "").why == "timed"
+    assert settle(first, "liger").why.endswith("4 rotary embeddings; as before the resume")
+    assert settle(first, "none").why == "plain (as before the resume)"
+    assert settle(second, "").why.endswith("4 rotary embeddings; as on rank 0")
+    assert settle(second, "liger", RunConfig(fused_layers="none")).why == "plain (as asked for)"
+    monkeypatch.setattr(fused, "missing", lambda *_: "no GPU")
+    assert settle(first, "liger") == fused.Choice("none", "plain (liger as before the resume, but here: no GPU)")

@@ -98,15 +98,20 @@ class Checkpoint:
 
         parameters: by name; of a state that was split, moments are read as these are split now.
         """
-        if not self.can_resume:
-            raise CheckpointError(f"{self.path}: holds weights only (no resume/); use model.ckpt to start from it")
+        state = self.counters()
         if self.is_split:
-            return read_shards(self.path / SHARDS, parameters), _read_json(self.path / STATE)
+            return read_shards(self.path / SHARDS, parameters), state
         try:
             optimizer = torch.load(self.path / OPTIMIZER, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"{self.path / OPTIMIZER}: not readable ({str(error).splitlines()[0]})") from error
-        return optimizer, _read_json(self.path / STATE)
+        return optimizer, state
+
+    def counters(self) -> dict[str, Any]:
+        """What a run keeps of itself beside weights and moments. Raises CheckpointError when there is none."""
+        if not self.can_resume:
+            raise CheckpointError(f"{self.path}: holds weights only (no resume/); use model.ckpt to start from it")
+        return _read_json(self.path / STATE)
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,16 @@ def liger() -> Kernels:
     return Kernels(norm, functions.liger_swiglu, functions.liger_rope)
 
 
-def choose(wanted: str, llm: Any, device: torch.device, dtype: torch.dtype, micro_batches: int) -> str:
-    """Settles ``run.fused_layers`` for ``llm``, a causal LM of transformers; says what was chosen and why.
+@dataclass(frozen=True)
+class Choice:
+    """name: none, compile or liger. why: for people."""
+
+    name: str
+    why: str
+
+
+def choose(wanted: str, llm: Any, device: torch.device, dtype: torch.dtype, micro_batches: int) -> Choice:
+    """Settles ``run.fused_layers`` for ``llm``, a causal LM of transformers.
 
     device, dtype: of its arithmetic, with autocast on. micro_batches: of the whole run and rank.
     Raises ConfigError when what was asked for does not work here.
@@ -102,18 +110,26 @@ def choose(wanted: str, llm: Any, device: torch.device, dtype: torch.dtype, micr
     if wanted == "auto":
         return _choose_by_itself(llm, device, dtype, micro_batches)
     if wanted == "none":
-        return "plain (as asked for)"
+        return Choice("none", "plain (as asked for)")
     reason = problem(wanted, llm, device, dtype)
     if reason:
         raise ConfigError(f"run.fused_layers: {wanted} does not work here: {reason}; use auto or none")
     return _use(wanted, llm, device, "as asked for")
 
 
-def _choose_by_itself(llm: Any, device: torch.device, dtype: torch.dtype, micro_batches: int) -> str:
+def follow(name: str, llm: Any, device: torch.device, dtype: torch.dtype, why: str) -> Choice:
+    """What was chosen before, or by another rank, and not timed here: plain layers, or the kernels if they work."""
+    reason = "" if name == "none" else problem(name, llm, device, dtype)
+    if name == "none" or reason:
+        return Choice("none", f"plain ({why})" if name == "none" else f"plain ({name} {why}, but here: {reason})")
+    return _use(name, llm, device, why)
+
+
+def _choose_by_itself(llm: Any, device: torch.device, dtype: torch.dtype, micro_batches: int) -> Choice:
     if device.type != "cuda":
-        return "plain (on a CPU products take most of the time)"
+        return Choice("none", "plain (on a CPU products take most of the time)")
     if llm.device.type == "meta":
-        return "settled when a run starts (kernels must be tried out)"
+        return Choice("none", "settled when a run starts (kernels must be tried out)")
     reasons = []
     for name in ("liger", "compile"):
         if name == "compile" and micro_batches < LONG_RUN:
@@ -131,7 +147,7 @@ def _choose_by_itself(llm: Any, device: torch.device, dtype: torch.dtype, micro_
         if ratio >= _WORTH:
             return _use(name, llm, device, f"{ratio:.1f} times as fast as plain here")
         reasons.append(f"{name}: {ratio:.1f} times as fast as plain here")
-    return f"plain ({'; '.join(reasons)})"
+    return Choice("none", f"plain ({'; '.join(reasons)})")
 
 
 def problem(name: str, llm: Any, device: torch.device, dtype: torch.dtype) -> str:
@@ -187,13 +203,13 @@ def times_faster(name: str, llm: Any, device: torch.device, dtype: torch.dtype) 
     return seconds[0] / seconds[1]
 
 
-def _use(name: str, llm: Any, device: torch.device, reason: str) -> str:
+def _use(name: str, llm: Any, device: torch.device, reason: str) -> Choice:
     counts = fuse(llm, _KINDS[name]())
     if name == "compile" and device.type != "meta":
         # What compiles again later, such as a row of text alone, falls back to plain code where that fails.
         torch._dynamo.config.suppress_errors = True
     how = "compiled (inductor)" if name == "compile" else "Liger kernels"
-    return f"{how} for {counts}; {reason}"
+    return Choice(name, f"{how} for {counts}; {reason}")
 
 
 def fuse(llm: Any, kernels: Kernels) -> str:

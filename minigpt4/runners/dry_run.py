@@ -19,9 +19,9 @@ from minigpt4.runners.parts import (
     build_sampler,
     choose_packing,
     choose_precision,
-    describe_layers,
     describe_rows,
     make_plan,
+    settle_layers,
 )
 from minigpt4.runners.vision_cache import show_prediction
 
@@ -53,7 +53,7 @@ def dry_run(cfg: Config) -> int:
     sanity.warn_of_cuts(surveys)
     sanity.report(run.sanity, [*sanity.check_labels(surveys, model.encoder), *sanity.check_image_size(cfg)])
     rows = describe_rows(run, choose_packing(run.packing, model), model)
-    layers = describe_layers(run, model, plan, device)
+    layers = f"LLM layers {settle_layers(run, model, plan, DistContext(0, 1, 0, device)).why}"
     log.info("precision %s; %s; %s; device %s", str(precision).removeprefix("torch."), rows, layers, device)
     show_prediction(cfg, model, [*datasets, *held_out])
     log.info("dry run: no weights were read, nothing was trained, nothing was written")

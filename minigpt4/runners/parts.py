@@ -154,21 +154,27 @@ def describe_rows(run: RunConfig, packing: str, model: BaseModel) -> str:
     return f"packed rows, attention {model.packing_backend} ({reason})"
 
 
-def describe_layers(run: RunConfig, model: BaseModel, plan: Plan, device: torch.device) -> str:
-    """Settles what computes norms, rotary embedding and SwiGLU of the language model; a line for people.
+def settle_layers(run: RunConfig, model: BaseModel, plan: Plan, dist: DistContext, before: str = "") -> fused.Choice:
+    """Settles what computes norms, rotary embedding and SwiGLU of the language model.
 
-    Raises ConfigError if it cannot be as ``run.fused_layers`` says.
+    ``auto`` times kernels, which may end otherwise another time: a resumed run keeps what its checkpoint says
+    (``before``), and all ranks do as the first one. Raises ConfigError if it cannot be as ``run.fused_layers`` says.
     """
     if run.evaluate or not isinstance(model, BaseModel):  # a model of another kind has layers of its own
-        return "plain layers"
+        return fused.Choice("none", "plain")
+    llm, device, is_free = causal_lm(model.llama_model), dist.device, run.fused_layers == "auto"
     if run.fused_layers != "none" and device.type == "cuda":
         log.info(
             "run.fused_layers %s: kernels are tried out; where they are compiled it takes a while", run.fused_layers
         )
     with model.autocast():
         iterations = plan.total_windows * plan.accumulation
-        chosen = fused.choose(run.fused_layers, causal_lm(model.llama_model), device, model.dtype, iterations)
-    return f"LLM layers {chosen}"
+        if is_free and before:
+            return fused.follow(before, llm, device, model.dtype, "as before the resume")
+        leads = dist.is_main or not is_free
+        choice = fused.choose(run.fused_layers, llm, device, model.dtype, iterations) if leads else None
+        name = dist.broadcast_object(choice and choice.name) if is_free else ""
+        return choice or fused.follow(name, llm, device, model.dtype, "as on rank 0")
 
 
 def ratios_of(datasets: Sequence[SampleDataset], temperature: float | None) -> list[float]:

@@ -36,11 +36,11 @@ from minigpt4.runners.parts import (
     can_defer,
     choose_packing,
     choose_precision,
-    describe_layers,
     describe_rows,
     make_plan,
     memory_gb,
     raise_file_limit,
+    settle_layers,
     watch_phases,
 )
 from minigpt4.runners.picture_cache import use_picture_cache
@@ -93,7 +93,9 @@ class RunnerBase:
         self.windows = WindowDataset(self.datasets, self.sampler, self.model.encoder, packing, run.row_tokens, run.seed)
         self.plan = make_plan(cfg, self.datasets, self.sampler, dist.world_size)
         shown = held_out if run.evaluate else [*self.datasets, *held_out]
-        rows = f"{rows}; {describe_layers(run, self.model, self.plan, dist.device)}"
+        before = checkpoint.counters().get("fused_layers", "") if checkpoint is not None else ""
+        self.layers = settle_layers(run, self.model, self.plan, dist, before)
+        rows = f"{rows}; LLM layers {self.layers.why}"
         passes = self.plan.passes(self.datasets, self.sampler, dist.world_size)
         features = use_cache(cfg, self.model, shown, dist, passes)
         use_picture_cache(cfg, shown)
@@ -352,7 +354,10 @@ class RunnerBase:
         self.manifest.update(metrics={**metrics, **loss}, bad_records=progress.bad_summary())
         iteration = progress.window * self.plan.accumulation
         scaler = self.training.scaler.state_dict()
-        state = {**progress.to_state(), "iteration": iteration, "scaler": scaler, "order": self._order()}
+        state = {
+            **progress.to_state(), "iteration": iteration, "scaler": scaler, "order": self._order(),
+            "fused_layers": self.layers.name,
+        }  # fmt: skip
         self.saver.save(progress.window, state, {**self.manifest, "iteration": iteration}, is_best)
         if self.dist.is_main:
             job.write_json(self.job_dir / "manifest.json", {**self.manifest, "window": progress.window})
