@@ -83,7 +83,8 @@ def build(folder: Path) -> Any:
     torch.set_num_threads(1)
     build_language_model(folder)
     model = build_model(folder).eval()
-    pieces = model.encoder.tokenizer._sp
+    tokenizer: Any = model.encoder.tokenizer
+    pieces = tokenizer._sp
     words = [i for i in range(3, pieces.get_piece_size()) if is_word(pieces.id_to_piece(i))]
     head = model._lm.get_output_embeddings().weight
     silent = torch.ones(len(head), dtype=torch.bool)

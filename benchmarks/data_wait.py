@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"pictures of {size} px, {workers} workers", file=sys.stderr, flush=True)
                 shares.setdefault(str(size), {})[str(workers)] = measure(config, workers, windows)
     print("pictures    " + "".join(f"{workers} workers   " for workers in WORKERS))
-    for size, row in shares.items():
-        print(f"{size:>5} px    " + "".join(f"{100 * row[str(workers)]:>6.1f} %    " for workers in WORKERS))
+    for side, row in shares.items():
+        print(f"{side:>5} px    " + "".join(f"{100 * row[str(workers)]:>6.1f} %    " for workers in WORKERS))
     found = shares[str(SIZES[0])]["2"]
     print(f"gate: {100 * found:.1f} % of a step waits with 2 workers, allowed {100 * GATE:.0f} %")
     write_json(given.json, {"shares": shares, "windows": windows})

@@ -146,7 +146,8 @@ def count_bucket(sent: dict[str, int], bucket: Any) -> Any:
 
     sent["bytes"] += bucket.buffer().nbytes
     sent["syncs"] += bucket.is_last()
-    return allreduce_hook(None, bucket)
+    hook: Any = allreduce_hook
+    return hook(None, bucket)
 
 
 def training_of(model: Any, wrapped: Any, place: Any) -> tuple[Any, Any, list[Any]]:

@@ -340,7 +340,7 @@ def build(spec: dict[str, Any], shape: Shape, folder: Path, device: torch.device
         fill_adapters(model)
         return model
     qformer = SMALL_QFORMER if is_tiny else {}
-    more = {"q_former_model": "random", "qformer_config": qformer, "num_query_token": shape.positions}
+    more: dict[str, Any] = {"q_former_model": "random", "qformer_config": qformer, "num_query_token": shape.positions}
     model = MiniGPT4.from_config(MiniGPT4Config(**common, **more), device, dtype)
     return model
 

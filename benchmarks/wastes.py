@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         say("building random models")
         rungs = ladder(Path(folder), batches)
-        figures = {"rungs": measure(rungs, rounds, batches), "rounds": rounds, "micro_batches": batches}
+        figures: dict[str, Any] = {"rungs": measure(rungs, rounds, batches), "rounds": rounds, "micro_batches": batches}
     write_json(given.json, figures)
     report(figures["rungs"])
     return 0
@@ -144,11 +144,10 @@ def every_position_loss(model: Any, hidden: Any, labels: Any) -> Any:
     """Summed loss over logits of all positions, as the reference has them."""
     from torch.nn import functional
 
-    from minigpt4.models.base_model import shifted_labels
     from minigpt4.models.llm import causal_lm
 
     logits = causal_lm(model.llama_model).get_output_embeddings()(hidden).float()
-    return functional.cross_entropy(logits.flatten(0, 1), shifted_labels(labels).flatten(), reduction="sum")
+    return functional.cross_entropy(logits.flatten(0, 1), next_labels(labels).flatten(), reduction="sum")
 
 
 def chosen_loss(model: Any, hidden: Any, labels: Any) -> Any:
@@ -156,13 +155,21 @@ def chosen_loss(model: Any, hidden: Any, labels: Any) -> Any:
     from torch.nn import functional
 
     from minigpt4.common.types import IGNORE_INDEX
-    from minigpt4.models.base_model import shifted_labels
     from minigpt4.models.llm import causal_lm
 
-    targets = shifted_labels(labels)
+    targets = next_labels(labels)
     kept = targets != IGNORE_INDEX
     logits = causal_lm(model.llama_model).get_output_embeddings()(hidden[kept]).float()
     return functional.cross_entropy(logits, targets[kept], reduction="sum")
+
+
+def next_labels(labels: Any) -> Any:
+    """labels [R, T] -> what each position is to predict [R, T]."""
+    from torch.nn import functional
+
+    from minigpt4.common.types import IGNORE_INDEX
+
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def measure(rungs: Sequence[Rung], rounds: int, batches: int) -> list[dict[str, Any]]:

@@ -83,7 +83,8 @@ class ThreadContext(DistContext):
 
 def on_ranks(count: int, work: Callable[[DistContext], Any]) -> list[Any]:
     """What ``work`` returns, or the error it raises, on each of ``count`` ranks."""
-    exchange, results = Exchange(count), [None] * count
+    exchange = Exchange(count)
+    results: list[Any] = [None] * count
 
     def run(rank: int) -> None:
         try:
