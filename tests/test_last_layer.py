@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -69,3 +70,32 @@ def test_what_does_not_prove_itself_is_not_used(wrong: str, language_model: Path
 
     with mock.patch.object(last, "forward", forward):
         assert not examine(llm, "llm").ends_narrow
+
+
+def test_two_threads_in_one_model_want_different_positions(language_model: Path) -> None:
+    model = model_with("none", language_model).eval()
+    embeddings = torch.randn(2, 1, 30, model.hidden_size, generator=torch.Generator().manual_seed(0))
+    wanted = [torch.arange(0, 30, 2), torch.arange(25, 30)]
+    with torch.no_grad():
+        expected = [model.hidden_states(one, torch.arange(30)[None], (30,)) for one in embeddings]
+
+    def differences(number: int) -> float:
+        largest = 0.0
+        for _ in range(40):
+            with torch.no_grad():
+                found = model.hidden_states(embeddings[number], torch.arange(30)[None], (30,), wanted[number])
+            largest = max(largest, float((found - expected[number][0, wanted[number]]).abs().max()))
+        return largest
+
+    with ThreadPoolExecutor(2) as pool:
+        assert max(pool.map(differences, range(2))) < 1e-4
+
+
+def test_a_layer_whose_adapters_were_merged_still_ends_narrow(language_model: Path) -> None:
+    model = model_with("none", language_model, lora_target_modules=TARGETS).eval()
+    embeddings, wanted = torch.randn(1, 9, model.hidden_size), torch.tensor([3, 8])
+    with torch.no_grad():
+        before = model.hidden_states(embeddings, torch.arange(9)[None], (9,), wanted)
+        model.merge_lora()
+        after = model.hidden_states(embeddings, torch.arange(9)[None], (9,), wanted)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)

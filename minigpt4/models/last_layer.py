@@ -6,6 +6,7 @@ the last layer's attention; its output projection and its MLP, three quarters of
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,15 +42,30 @@ class _Narrow:
         """hidden_states [R, T, D] -> [R, T, D]; with ``wanted`` [n], numbers of positions in R * T, [1, n, D]."""
         if wanted is None:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-
-        def pick(rows: Tensor) -> Tensor:
-            return rows.flatten(0, 1)[wanted][None]
-
-        # attention's last step; what comes before it needs every position
-        hook = self.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (pick(given[0]),))
+        last_step = self.self_attn.o_proj  # what comes before it needs every position
+        if not isinstance(last_step, _Picks):  # here, as adapters that are merged leave another module
+            last_step.__class__ = put_before(_Picks, type(last_step))
+        token = _WANTED.set(wanted)
         try:
             attended, _ = self.self_attn(*args, hidden_states=self.input_layernorm(hidden_states), **kwargs)
         finally:
-            hook.remove()
-        middle = pick(hidden_states) + attended
+            _WANTED.reset(token)
+        middle = _pick(hidden_states, wanted) + attended
         return middle + self.mlp(self.post_attention_layernorm(middle))
+
+
+_WANTED: ContextVar[Tensor | None] = ContextVar("wanted", default=None)
+"""What the narrow layer that this thread is in was asked for; other threads may be in the same layer."""
+
+
+class _Picks:
+    """Goes before a linear layer among the bases of a class."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """x [R, T, I] -> [R, T, O], or of wanted positions alone [1, n, O]."""
+        wanted = _WANTED.get()
+        return super().forward(x if wanted is None else _pick(x, wanted), *args, **kwargs)  # type: ignore[misc]
+
+
+def _pick(rows: Tensor, wanted: Tensor) -> Tensor:
+    return rows.flatten(0, 1)[wanted][None]
