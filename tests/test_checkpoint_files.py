@@ -117,6 +117,20 @@ def test_a_step_that_a_kill_left_set_aside_is_found_by_whoever_goes_on(tmp_path:
     assert found is not None and found.path == final
 
 
+def test_a_step_that_is_being_deleted_never_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _save(tmp_path, 2)
+    seen: list[list[str]] = []
+
+    def watched(folder: Path) -> None:
+        found = find_last(tmp_path, check_content=True)
+        assert found is not None and found.step == 4 and folder.is_dir()
+        seen.append(_steps(tmp_path))
+
+    monkeypatch.setattr("minigpt4.common.checkpoint.shutil.rmtree", watched)
+    _save(tmp_path, 4, keep_last=1)
+    assert seen and all("step_2" not in steps for steps in seen)
+
+
 def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
     path = save_checkpoint(
         tmp_path, 1, weights={"a": torch.ones(1)}, config_text="", manifest={}, resume=None, keep_last=1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,17 @@ def test_a_family_with_other_layers_is_told(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="layers of GPTNeoXForCausalLM are not those of a Llama"):
         choose("compile", model)
+
+
+def test_a_rotation_that_turns_the_other_way_keeps_its_own_code(language_model: Path) -> None:
+    attention = next(m for m in build(language_model).modules() if fused._rotates_as_llama(m))
+    forward = type(attention).forward
+    rotate = inspect.unwrap(forward.__globals__["apply_rotary_pos_emb"])
+    turned = {**rotate.__globals__, "rotate_half": lambda x: -x}
+    other = {**forward.__globals__, "apply_rotary_pos_emb": FunctionType(rotate.__code__, turned)}
+    changed = type("Other", (type(attention),), {"forward": FunctionType(forward.__code__, other)})
+    attention.__class__ = changed
+    assert not fused._rotates_as_llama(attention)
 
 
 def test_a_compiler_that_breaks_is_told_by_its_own_words(language_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

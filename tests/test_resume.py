@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from minigpt4.common.dist import single
 from minigpt4.common.errors import CheckpointError, ConfigError, DataError
 from minigpt4.common.logger import read_log
 from minigpt4.common.schema import Config
+from minigpt4.runners import changes
 from minigpt4.runners.job import question_processor
 from minigpt4.runners.runner_base import RunnerBase
 from tests.engine_parts import SIZE, TinyDataset, tiny_config
@@ -169,11 +171,21 @@ def test_settings_of_memory_and_files_that_moved_are_no_difference(
     model = replace(cfg.model, llama_model="/here/vicuna-7b", lora_alpha=16)
     _train(replace(cfg, model=model))
     moved = replace(model, llama_model="there/vicuna-7b", lora_alpha=32, use_grad_checkpoint_llm=True)
+    moved = replace(moved, vit_weights="there/eva_vit_g.pth")  # the file that no name means, by its name
     again = replace(cfg, model=moved, run=replace(cfg.run, resume_ckpt_path="auto"))
     RunnerBase(again, single("cpu"))
     assert "in the checkpoint" not in caplog.text
     RunnerBase(replace(again, model=replace(moved, llama_model="there/llama-7b")), single("cpu"))
     assert "model.llama_model: '/here/vicuna-7b' in the checkpoint, 'there/llama-7b' now" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "model: 3", "run: {}", None])
+def test_a_checkpoint_whose_settings_are_gone_is_told(text: str | None, tmp_path: Path) -> None:
+    checkpoint: Any = SimpleNamespace(path=tmp_path, config_path=tmp_path / "config.yaml")
+    if text is not None:
+        checkpoint.config_path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.yaml: (has no section 'model'|not readable as YAML)"):
+        changes.check_lora(checkpoint, "model: {lora_r: 8}")
 
 
 @pytest.mark.usefixtures("_no_curve")

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from minigpt4.common.dist import single
+from minigpt4.common.errors import CheckpointError
 from minigpt4.common.registry import registry
-from minigpt4.common.schema import ModelConfig
+from minigpt4.common.schema import Config, ModelConfig, RunConfig
+from minigpt4.models import base_model
 from minigpt4.models.base_model import BaseModel
-from minigpt4.models.frozen_vision import frozen_features
+from minigpt4.models.frozen_vision import feature_shape, frozen_features, identity
 from minigpt4.models.minigpt_v2 import MiniGPTv2
+from minigpt4.runners.vision_cache import use_cache
+from minigpt4.runners.vision_records import described
 from tests.golden_cases import build_config, load_case
 from tests.published_files import split_case
 from tests.tiny_backbones import tower_keys
@@ -98,3 +103,59 @@ def test_what_trains_is_random_or_of_a_class_of_its_own_is_read_at_once(tmp_path
     assert not Own.from_config(cfg, CPU, torch.float32).vision_key
     first = config(V1, tmp_path)
     assert key(first) and not key(replace(first, freeze_qformer=False, cache_vision="off"))
+
+
+def put_another(cfg: ModelConfig) -> None:
+    """A file of other weights in the place of the tower's, as ``mv new old`` leaves it."""
+    path = Path(cfg.vit_weights)
+    tensors = torch.load(path, weights_only=True)
+    torch.save({name: value + 1 for name, value in tensors.items()}, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def test_weights_that_change_before_they_are_read_end_the_run(tmp_path: Path) -> None:
+    cfg = timm_config(tmp_path)
+    model = built(cfg, is_vision_known=known)
+    put_another(cfg)
+    with pytest.raises(CheckpointError, match=r"siglip.pth: changed since this run began"):
+        frozen_features(model, torch.rand(1, 3, cfg.image_size, cfg.image_size))
+
+
+def test_weights_that_change_while_a_model_is_built_are_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = timm_config(tmp_path)
+    check = base_model.check_llm
+
+    def slow_check(*arguments: Any) -> None:
+        check(*arguments)
+        put_another(cfg)
+
+    monkeypatch.setattr(base_model, "check_llm", slow_check)
+    assert not built(cfg).vision_key
+    monkeypatch.undo()
+    assert built(cfg).vision_key
+
+
+def test_weights_written_over_with_their_old_time_have_another_key(tmp_path: Path) -> None:
+    cfg = timm_config(tmp_path)
+    path, before = Path(cfg.vit_weights), built(cfg).vision_key
+    stat = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_ino == stat.st_ino and built(cfg).vision_key != before
+
+
+def test_a_cache_nobody_may_write_to_is_used_all_the_same(tmp_path: Path) -> None:
+    model = built(timm_config(tmp_path))
+    (tmp_path / "cache").write_text("no folder")  # whoever runs the tests may write everywhere
+    about, shape = described(model, tmp_path / "cache", single("cpu"))
+    assert about == identity(model) and shape == feature_shape(model)
+
+
+def test_without_data_sets_the_tower_is_read_for_what_else_has_pictures(tmp_path: Path) -> None:
+    cfg = replace(timm_config(tmp_path), cache_vision="disk")
+    model = built(cfg, is_vision_known=known)
+    run = Config(model=cfg, datasets={}, run=RunConfig(cache_root=str(tmp_path / "cache")))
+    assert use_cache(run, model, [], single("cpu"), 1.0) == {}
+    assert model.has_vision

@@ -15,6 +15,7 @@ Nothing here runs code from a file (no unrestricted pickle).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -257,8 +258,9 @@ def find_last(job_dir: Path, check_content: bool = False) -> Checkpoint | None:
     """
     for folder in (job_dir / "checkpoints").glob(".old_step_*") if check_content else ():
         final = folder.with_name(folder.name.removeprefix(".old_").rpartition("_")[0])
-        if not final.exists():
-            folder.rename(final)
+        with contextlib.suppress(OSError):  # what cannot be renamed cannot be written to either, and is passed over
+            if not final.exists():
+                folder.rename(final)
     for step in sorted(_steps(job_dir / "checkpoints"), reverse=True):
         try:
             return read_checkpoint(job_dir / "checkpoints" / f"step_{step}", check_content)
@@ -360,7 +362,7 @@ def _steps(directory: Path) -> list[int]:
 
 def _remove_leftovers(directory: Path) -> None:
     """Delete what a killed write left behind (rank 0 is the only writer of a job)."""
-    for pattern in (".writing_step_*", ".old_step_*"):
+    for pattern in (".writing_step_*", ".old_step_*", ".drop_step_*"):
         for folder in directory.glob(pattern):
             shutil.rmtree(folder)
     for name in (LAST, BEST):
@@ -368,9 +370,12 @@ def _remove_leftovers(directory: Path) -> None:
             draft.unlink()
 
 
-def _set_aside(folder: Path) -> Path:
-    """``folder`` under a temporary name: a final name never holds a checkpoint that is half deleted."""
-    return folder.rename(folder.with_name(f".old_{folder.name}_{os.getpid()}"))
+def _set_aside(folder: Path, prefix: str = "old") -> Path:
+    """``folder`` under a temporary name: a final name never holds a checkpoint that is half deleted.
+
+    One that is set aside as 'old' gets its name back if nothing comes into its place.
+    """
+    return folder.rename(folder.with_name(f".{prefix}_{folder.name}_{os.getpid()}"))
 
 
 def _retain(directory: Path, keep_last: int) -> None:
@@ -382,7 +387,7 @@ def _retain(directory: Path, keep_last: int) -> None:
     kept.update([name for name in names if _is_complete(directory / name)][:keep_last])
     for name in names:
         if name not in kept:
-            shutil.rmtree(_set_aside(directory / name))
+            shutil.rmtree(_set_aside(directory / name, "drop"))
 
 
 def _checksum(file: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import ModelConfig
 from minigpt4.common.sharding import whole
 from minigpt4.common.types import IMAGE_TOKEN, Batch
@@ -95,16 +96,15 @@ class BaseModel(nn.Module, ABC):
         key, reads_vision = "", True
         if device.type != "meta":
             cfg = replace(cfg, **find_all(cls.weight_files(cfg)))
-            # a class must say itself what its vision part is: it may build more than the class it derives from
-            files = cls.vision_files(cfg) if "vision_files" in vars(cls) else {}
-            key = vision_key(cls, cfg, files) if files else ""
+            key = cls._vision_key(cfg)
             reads_vision = is_vision_known is None or not is_vision_known(key)
             check_llm(cfg, device, dtype)
             initial = cls._initial_weights(cfg, dtype) if cfg.ckpt else None
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             model = cls(cfg, device, dtype) if reads_vision else cls(cfg, device, dtype, reads_vision)
-        model.vision_key = key
+        # what was read must be what the key says; a file that was put in its place meanwhile has no key
+        model.vision_key = key if not reads_vision or key == cls._vision_key(cfg) else ""
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
@@ -129,12 +129,22 @@ class BaseModel(nn.Module, ABC):
         """Those of ``weight_files`` that hold the whole vision part, all of it frozen; else none."""
         return {key: path for key, path in cls.weight_files(cfg).items() if key == "vit_weights" and cfg.freeze_vit}
 
+    @classmethod
+    def _vision_key(cls, cfg: ModelConfig) -> str:
+        # a class must say itself what its vision part is: it may build more than the class it derives from
+        files = cls.vision_files(cfg) if "vision_files" in vars(cls) else {}
+        return vision_key(cls, cfg, files) if files else ""
+
     def load_vision(self) -> None:
-        """Reads the files of a vision part that was left out when the model was built."""
+        """Reads the files of a vision part that was left out when the model was built. Raises CheckpointError when they
+        are others by now: features are kept under the name of the former."""
         if self.has_vision:
             return
         self.has_vision, number = True, len(self.load_reports)
         self._load_vision()
+        if self.vision_key != self._vision_key(self.cfg):
+            files = ", ".join(self.vision_files(self.cfg).values())
+            raise CheckpointError(f"{files}: changed since this run began; start it again")
         for parameter in self._vision_parameters():
             parameter.requires_grad_(False)
         log_reports(self.load_reports[number:])

@@ -10,6 +10,7 @@ the library's code runs. They are used when they have given its values and gradi
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 LONG_RUN = 2000
 """Micro-batches from which ``auto`` compiles: the compiler takes about a minute, a step saves some hundredths."""
-_ROTATION = "apply_rotary_pos_emb"
+_ROTATION, _HALF_TURN = "apply_rotary_pos_emb", "rotate_half"
 _LENGTHS = (24, 40)  # of rows that are compared: two, so that the compiler knows that lengths vary
 _TIMED = 2048  # positions of the row that is timed
 _BROKEN = (*FAILURES, OSError)
@@ -264,7 +265,10 @@ def _places(llm: Any) -> _Places:
 def _rotates_as_llama(module: nn.Module) -> bool:
     forward: Any = type(module).forward
     names = getattr(getattr(forward, "__code__", None), "co_names", ())
-    return _ROTATION in names and runs_code_of(forward.__globals__.get(_ROTATION), plain().rotate)
+    if _ROTATION not in names:
+        return False
+    own, llama = (inspect.unwrap(rotate) for rotate in (forward.__globals__[_ROTATION], plain().rotate))
+    return runs_code_of(own, llama) and runs_code_of(own.__globals__.get(_HALF_TURN), llama.__globals__[_HALF_TURN])
 
 
 _KINDS: dict[str, Callable[[], Kernels]] = {"compile": compiled, "liger": liger}
@@ -288,6 +292,8 @@ class _Probe:
         def draw(*size: int) -> Tensor:
             return torch.randn(size, generator=generator).to(device, dtype)
 
+        residual = norm.weight.dtype  # of what flows past the layers: float32 where they train under autocast
+
         # the sizes and the strides of training; a parameter, as its size is part of the compiled code
         self.weight = nn.Parameter(
             torch.ones(len(norm.weight), device=device, dtype=norm.weight.dtype), norm.weight.requires_grad
@@ -295,10 +301,10 @@ class _Probe:
         self.epsilon = norm.variance_epsilon
         inner = int(config.intermediate_size)
         sizes = [(1, length, size) for size in (len(norm.weight), inner, inner, heads * width, kv_heads * width)]
-        self.inputs = [draw(*size) for size in sizes]
-        self.gradients = [draw(*size) for size in sizes]
+        self.inputs, self.gradients = ([draw(*size) for size in sizes] for _ in range(2))
+        self.inputs[0], self.gradients[0] = self.inputs[0].to(residual), self.gradients[0].to(residual)
         angles = torch.rand(1, length, width // 2, generator=generator).repeat(1, 1, 2).to(device)
-        self.cos, self.sin, self.width = angles.cos().to(dtype), angles.sin().to(dtype), width
+        self.cos, self.sin, self.width = angles.cos().to(residual), angles.sin().to(residual), width
 
     def results(self, kernels: Kernels) -> Sequence[Tensor]:
         """Values and gradients, in the order of ``_NAMES``."""
@@ -309,7 +315,7 @@ class _Probe:
             rotated = kernels.rotate(query, key, self.cos, self.sin)
             flat = [part.transpose(1, 2).flatten(2) for part in rotated]
             values = [kernels.norm(x, self.weight, self.epsilon), kernels.swiglu(gate, up), *flat]
-            upstream = [self.gradients[number].clone() for number in (0, 1, 3, 4)]
+            upstream = [self.gradients[i].to(v.dtype, copy=True) for i, v in zip((0, 1, 3, 4), values, strict=True)]
             gradients = torch.autograd.grad(values, leaves, upstream)
         return [value.detach() for value in (*values, *gradients)]
 

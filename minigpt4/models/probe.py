@@ -139,7 +139,7 @@ class _Probe:
         wanted = torch.tensor([1, _FIRST, len(_IDS) - 1], device=self.llm.device)
         try:
             narrow = self.hidden(self.embeddings, wanted=wanted)
-        except TypeError:  # the decoder does not hand the keyword on
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # such as a keyword nobody hands on
             return False
         whole = self.hidden(self.embeddings)[:, wanted]
         return narrow.shape == whole.shape and _difference(whole, narrow) <= self.close

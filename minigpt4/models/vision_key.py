@@ -28,7 +28,7 @@ def vision_settings(cfg: ModelConfig) -> str:
 
 
 def vision_key(model_class: type, cfg: ModelConfig, files: Mapping[str, str]) -> str:
-    """A hash of everything that decides the vision weights but the bytes in ``files``, for which size, time and inode
+    """A hash of everything that decides the vision weights but the bytes in ``files``, for which size, times and inode
     stand; "" where that says nothing of the bytes (a folder). Reads no weights.
 
     files: key of ``model`` -> file of the vision part. The libraries count too: another timm may name weights anew.
@@ -40,5 +40,5 @@ def vision_key(model_class: type, cfg: ModelConfig, files: Mapping[str, str]) ->
         if not place.is_file():
             return ""
         stat = place.stat()
-        facts.append([key, str(place), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        facts.append([key, str(place), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()

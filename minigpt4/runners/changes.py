@@ -96,13 +96,16 @@ def _changed(checkpoint: Checkpoint, config_text: str, section: str) -> Iterator
     passed over, and those of LoRA where neither has any."""
     try:
         config = yaml.safe_load(checkpoint.config_path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (OSError, yaml.YAMLError) as error:
         raise CheckpointError(f"{checkpoint.config_path}: not readable as YAML ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get(section), dict):
+        raise CheckpointError(f"{checkpoint.config_path}: has no section '{section}'; copy that of the job there")
     before, now = config[section], yaml.safe_load(config_text)[section]
     has_lora = bool(before.get("lora_r") or now.get("lora_r"))
     for key, ours in now.items():
         found = before.get(key, ours)
-        if _meaning(key, found) != _meaning(key, ours) and (has_lora or not key.startswith("lora_")):
+        is_default = key in _FILES and not (found and ours)  # nothing was named: the file of the architecture
+        if not is_default and _meaning(key, found) != _meaning(key, ours) and (has_lora or not key.startswith("lora_")):
             yield key, found, ours
 
 

@@ -77,9 +77,9 @@ def use_cache(
     passes: over the data, that the run will make. Every rank must call it. Raises ConfigError where ``cache_vision`` is
     memory or disk and impossible; then ``auto`` goes on without.
     """
-    if cfg.model.cache_vision == "off" or not datasets:
+    if cfg.model.cache_vision == "off":
         return {}
-    features = _features(cfg, model, datasets, dist, passes)
+    features = _features(cfg, model, datasets, dist, passes) if datasets else {}
     if model.reads_pixels:  # no cache after all
         model.load_vision()
     return features

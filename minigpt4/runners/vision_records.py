@@ -1,7 +1,7 @@
 """What files of vision weights hold, remembered beside the features: a full cache needs no tower to be read.
 
 Features are found by a hash of every value of the vision weights. ``<root>/weights/*.json`` says which hash the files
-of a configuration came to, by their path, size, time and inode.
+of a configuration came to, by their path, size, times and inode.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minigpt4.common.dist import DistContext
+from minigpt4.common.errors import OutputError
 from minigpt4.common.files import write_atomically
 from minigpt4.common.schema import Config
 from minigpt4.models.base_model import BaseModel
@@ -45,8 +46,11 @@ def described(model: BaseModel, root: Path | None, dist: DistContext) -> tuple[d
     about: dict[str, str] = dist.broadcast_object(identity(model) if dist.is_main else None)
     shape = feature_shape(model)
     if root is not None and dist.is_main and model.vision_key:
-        _path(root, model).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_path(root, model), json.dumps({"about": about, "shape": shape}, indent=1))
+        try:  # without a record the tower is read again the next time, that is all
+            _path(root, model).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(_path(root, model), json.dumps({"about": about, "shape": shape}, indent=1))
+        except (OSError, OutputError) as error:
+            log.debug("vision cache: no record of what the weight files hold: %s", error)
     return about, shape
 
 
