@@ -43,6 +43,7 @@ def rank_all(
     As ``answer_all``: with ``out`` a run that was cut off goes on. The answers in that file are the candidates' losses.
     Batches are those of the file's order, on any number of ranks and after a resume, and whoever asks one question of a
     batch again asks all of them: the score depends a little on what else is in the batch, see ``losses_of``.
+    (Pictures are encoded in other batches after a resume, which is rounding alone.)
     """
     size = options.batch_size or _BATCH
     batch_of = {question.id: number // size for number, question in enumerate(questions)}
