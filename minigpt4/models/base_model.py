@@ -103,8 +103,9 @@ class BaseModel(nn.Module, ABC):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             model = cls(cfg, device, dtype) if reads_vision else cls(cfg, device, dtype, reads_vision)
-        # what was read must be what the key says; a file that was put in its place meanwhile has no key
-        model.vision_key = key if not reads_vision or key == cls._vision_key(cfg) else ""
+        if key and reads_vision and key != cls._vision_key(cfg):
+            key = ""  # another file was put there meanwhile: what was read is not what the key says
+        model.vision_key = key
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
